@@ -1,0 +1,1 @@
+//! The program: what it is, what it means, how it reads

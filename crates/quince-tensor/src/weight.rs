@@ -1,0 +1,248 @@
+//! A weight: a tensor that is computed when asked for, whole or some rows at a time.
+
+use crate::{DType, Result, Tensor, bail};
+use std::fmt;
+use std::ops::Range;
+use std::sync::{Arc, Mutex};
+
+/// How to get the bytes of a weight.
+pub trait WeightSource: Send + Sync {
+    /// The whole tensor.
+    fn load(&self) -> Result<Tensor>;
+
+    /// Some rows along the first axis. Sources that can compute them alone should, so that huge weights stream.
+    fn rows(&self, rows: Range<usize>) -> Result<Tensor> {
+        self.load()?.rows(rows)
+    }
+}
+
+/// A named tensor of known type and shape whose bytes live only while asked for. Cloning shares the source;
+/// [`Weight::id`] tells whether two weights share it.
+#[derive(Clone)]
+pub struct Weight {
+    name: Arc<str>,
+    dtype: DType,
+    shape: Arc<[usize]>,
+    source: Arc<dyn WeightSource>,
+    part: usize,
+}
+
+impl Weight {
+    /// A weight of which `source` gives the bytes; what it gives is checked against type and shape.
+    pub fn new(name: &str, dtype: DType, shape: &[usize], source: Arc<dyn WeightSource>) -> Weight {
+        Weight { name: name.into(), dtype, shape: shape.into(), source, part: 0 }
+    }
+
+    /// A weight whose tensor exists already, for instance in a mapped file.
+    pub fn from_tensor(name: &str, tensor: Tensor) -> Weight {
+        Weight::new(name, tensor.dtype(), &tensor.shape().to_vec(), Arc::new(Resident(tensor)))
+    }
+
+    /// The name in the checkpoint, or in the package it was read from.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The same weight under another name.
+    #[must_use]
+    pub fn renamed(&self, name: &str) -> Weight {
+        Weight { name: name.into(), ..self.clone() }
+    }
+
+    /// The element type.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// The size along each axis.
+    pub fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    /// The number of elements.
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// Whether there is no element.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The number of bytes once loaded.
+    pub fn byte_len(&self) -> usize {
+        self.dtype.byte_len(self.len()).unwrap_or(usize::MAX)
+    }
+
+    /// Equal for weights that are sure to have equal bytes because they come from the same source.
+    pub fn id(&self) -> (usize, usize) {
+        (Arc::as_ptr(&self.source).cast::<()>() as usize, self.part)
+    }
+
+    /// The whole tensor.
+    pub fn load(&self) -> Result<Tensor> {
+        let tensor = self.source.load().map_err(|e| e.at(format!("weight `{}`", self.name)))?;
+        self.checked(tensor, &self.shape)
+    }
+
+    /// Rows along the first axis.
+    pub fn rows(&self, rows: Range<usize>) -> Result<Tensor> {
+        let mut shape = self.shape.to_vec();
+        match shape.first_mut() {
+            Some(total) if rows.start <= rows.end && rows.end <= *total => *total = rows.len(),
+            _ => bail!("weight `{}` of shape {:?} has no rows {rows:?}", self.name, self.shape),
+        }
+        let tensor = self.source.rows(rows).map_err(|e| e.at(format!("weight `{}`", self.name)))?;
+        self.checked(tensor, &shape)
+    }
+
+    fn checked(&self, tensor: Tensor, shape: &[usize]) -> Result<Tensor> {
+        if tensor.dtype() != self.dtype || tensor.shape() != shape {
+            bail!("weight `{}`: found {tensor:?}, expected {}{shape:?}", self.name, self.dtype);
+        }
+        Ok(tensor)
+    }
+
+    /// The weight with another element type, converted row by row when asked for.
+    #[must_use]
+    pub fn cast(&self, dtype: DType) -> Weight {
+        if dtype == self.dtype {
+            return self.clone();
+        }
+        let source = Cast { weight: self.clone(), dtype };
+        Weight { dtype, source: Arc::new(source), part: 0, ..self.clone() }
+    }
+
+    /// The same elements under another shape.
+    pub fn reshape(&self, shape: &[usize]) -> Result<Weight> {
+        if shape.iter().product::<usize>() != self.len() {
+            bail!("weight `{}`: shape {:?} cannot become {shape:?}", self.name, self.shape);
+        }
+        let source = Reshaped { weight: self.clone(), shape: shape.into() };
+        Ok(Weight { shape: shape.into(), source: Arc::new(source), part: 0, ..self.clone() })
+    }
+}
+
+impl fmt::Debug for Weight {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}{:?}", self.name, self.dtype, self.shape)
+    }
+}
+
+struct Resident(Tensor);
+
+impl WeightSource for Resident {
+    fn load(&self) -> Result<Tensor> {
+        Ok(self.0.clone())
+    }
+}
+
+struct Cast {
+    weight: Weight,
+    dtype: DType,
+}
+
+impl WeightSource for Cast {
+    fn load(&self) -> Result<Tensor> {
+        self.weight.load()?.cast(self.dtype)
+    }
+    fn rows(&self, rows: Range<usize>) -> Result<Tensor> {
+        self.weight.rows(rows)?.cast(self.dtype)
+    }
+}
+
+struct Reshaped {
+    weight: Weight,
+    shape: Box<[usize]>,
+}
+
+impl WeightSource for Reshaped {
+    fn load(&self) -> Result<Tensor> {
+        self.weight.load()?.reshape(&*self.shape)
+    }
+    fn rows(&self, rows: Range<usize>) -> Result<Tensor> {
+        // Axes of size one after the first are put in or taken out without touching the rows.
+        if self.shape.first() == self.weight.shape().first() {
+            let shape: Vec<usize> = std::iter::once(rows.len()).chain(self.shape[1..].iter().copied()).collect();
+            return self.weight.rows(rows)?.reshape(shape);
+        }
+        self.load()?.rows(rows)
+    }
+}
+
+/// Computes several tensors at once, such as the indices and the lookup table of a palettized weight.
+type Compute = dyn Fn() -> Result<Vec<Tensor>> + Send + Sync;
+
+struct Shared {
+    compute: Box<Compute>,
+    /// What was computed and not yet asked for.
+    waiting: Mutex<Vec<Option<Tensor>>>,
+}
+
+struct Part {
+    shared: Arc<Shared>,
+    index: usize,
+}
+
+/// Weights that are computed together: the first that is asked for computes them all, the others are handed out as
+/// they are asked for, and nothing is kept after that. Asking again computes again.
+pub fn parts(
+    types: Vec<(String, DType, Vec<usize>)>,
+    compute: impl Fn() -> Result<Vec<Tensor>> + Send + Sync + 'static,
+) -> Vec<Weight> {
+    let shared = Arc::new(Shared { compute: Box::new(compute), waiting: Mutex::new(Vec::new()) });
+    let part = |(index, (name, dtype, shape)): (usize, (String, DType, Vec<usize>))| {
+        Weight::new(&name, dtype, &shape, Arc::new(Part { shared: shared.clone(), index }))
+    };
+    types.into_iter().enumerate().map(part).collect()
+}
+
+impl WeightSource for Part {
+    fn load(&self) -> Result<Tensor> {
+        let mut waiting = self.shared.waiting.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if let Some(tensor) = waiting.get_mut(self.index).and_then(Option::take) {
+            return Ok(tensor);
+        }
+        *waiting = (self.shared.compute)()?.into_iter().map(Some).collect();
+        match waiting.get_mut(self.index).and_then(Option::take) {
+            Some(tensor) => Ok(tensor),
+            None => bail!("part {} was not computed", self.index),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    #[test]
+    fn a_weight_that_is_not_what_it_says_is_refused() {
+        let lie = Weight::new("w", DType::F16, &[2], Arc::new(Resident(Tensor::vector(vec![1f32, 2.0]))));
+        assert_eq!(lie.load().unwrap_err().to_string(), "weight `w`: found fp32[2], expected fp16[2]");
+        assert!(lie.rows(1..3).is_err());
+    }
+
+    #[test]
+    fn rows_are_cast_alone() {
+        let weight = Weight::from_tensor("w", Tensor::from_vec([2, 2], vec![1f32, 2.0, 3.0, 4.0]).unwrap());
+        let rows = weight.cast(DType::F16).rows(1..2).unwrap();
+        assert_eq!((rows.dtype(), rows.to_f32().unwrap()), (DType::F16, vec![3.0, 4.0]));
+    }
+
+    #[test]
+    fn parts_are_computed_once_for_each_round() {
+        static CALLS: AtomicUsize = AtomicUsize::new(0);
+        let types = vec![("a".into(), DType::I32, vec![1]), ("b".into(), DType::I32, vec![1])];
+        let weights = parts(types, || {
+            CALLS.fetch_add(1, Ordering::Relaxed);
+            Ok(vec![Tensor::vector(vec![1i32]), Tensor::vector(vec![2i32])])
+        });
+        assert_eq!(weights[1].load().unwrap().to_i64().unwrap(), [2]);
+        assert_eq!(weights[0].load().unwrap().to_i64().unwrap(), [1]);
+        assert_eq!(CALLS.load(Ordering::Relaxed), 1);
+        assert_eq!(weights[0].load().unwrap().to_i64().unwrap(), [1]);
+        assert_eq!(CALLS.load(Ordering::Relaxed), 2);
+        assert_ne!(weights[0].id(), weights[1].id());
+    }
+}

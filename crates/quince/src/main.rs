@@ -1,0 +1,2 @@
+//! The quince command
+fn main() {}
