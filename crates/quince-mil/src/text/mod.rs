@@ -1,0 +1,1 @@
+//! MIL text, printed and parsed.

@@ -1,0 +1,160 @@
+//! Checks a program: every variable assigned once and before its use, every operation known to the opset, its
+//! parameters those of its definition, its declared types those that it infers.
+
+use crate::op::ArgInfo;
+use crate::{Arg, Args, Block, Error, Function, Op, Operation, Program, Result, Value, ValueType, Var, bail};
+use std::collections::{HashMap, HashSet};
+
+/// Checks every function of a program.
+pub fn program(program: &Program) -> Result<()> {
+    let mut names = HashSet::new();
+    for f in &program.functions {
+        if !names.insert(&f.name) {
+            bail!("there are two functions `{}`", f.name);
+        }
+        function(f).map_err(|e| e.at(format!("function `{}`", f.name)))?;
+    }
+    if program.functions.is_empty() {
+        bail!("the program has no function");
+    }
+    Ok(())
+}
+
+/// Checks a function.
+pub fn function(function: &Function) -> Result<()> {
+    let mut scope = Scope { function, known: HashMap::new(), assigned: HashSet::new() };
+    for input in &function.inputs {
+        scope.assign(input.var)?;
+    }
+    scope.block(&function.block)
+}
+
+struct Scope<'a> {
+    function: &'a Function,
+    known: HashMap<Var, Value>,
+    assigned: HashSet<Var>,
+}
+
+impl Scope<'_> {
+    fn assign(&mut self, var: Var) -> Result<()> {
+        let Some(info) = self.function.vars.get(var.0 as usize) else {
+            bail!("variable number {} is not in the function's table", var.0);
+        };
+        if !self.assigned.insert(var) {
+            bail!("variable `{}` is assigned twice", info.name);
+        }
+        Ok(())
+    }
+
+    fn used(&self, var: Var) -> Result<()> {
+        if self.assigned.contains(&var) {
+            return Ok(());
+        }
+        let name = self.function.vars.get(var.0 as usize).map_or("?", |info| info.name.as_str());
+        bail!("variable `{name}` is used before it is assigned"; hint: "the operations may form a cycle, or one is missing")
+    }
+
+    fn block(&mut self, block: &Block) -> Result<()> {
+        for operation in &block.operations {
+            self.operation(operation)
+                .map_err(|e| e.at(format!("operation `{}` ({})", operation.name, operation.op_name())))?;
+        }
+        block.outputs.iter().try_for_each(|var| self.used(*var).map_err(|e| e.at("block outputs")))
+    }
+
+    fn operation(&mut self, operation: &Operation) -> Result<()> {
+        operation.used_vars().try_for_each(|var| self.used(var))?;
+        for block in &operation.blocks {
+            // What a nested block assigns is not seen outside of it.
+            let outside = self.assigned.clone();
+            block.inputs.iter().try_for_each(|var| self.assign(*var))?;
+            self.block(block)?;
+            self.assigned = outside;
+        }
+        self.types(operation)?;
+        operation.outputs.iter().try_for_each(|var| self.assign(*var))
+    }
+
+    fn types(&mut self, operation: &Operation) -> Result<()> {
+        if let Some(value) = operation.constant() {
+            if let [var] = operation.outputs[..] {
+                self.known.insert(var, value.clone());
+            }
+        } else if operation.op()?.since() > self.function.opset && !operation.op_name().starts_with("constexpr_") {
+            bail!("it came with opset {}, the function's is {}", operation.op()?.since(), self.function.opset);
+        }
+        let inferred = infer(self.function, &|var| self.known.get(&var).cloned(), operation)?;
+        if inferred.len() != operation.outputs.len() {
+            bail!("it has {} results, expected {}", operation.outputs.len(), inferred.len());
+        }
+        for (ty, var) in inferred.iter().zip(&operation.outputs) {
+            let declared = self.function.ty(*var);
+            if !declared.fits(ty) {
+                bail!("its result `{}` is declared {declared}, expected {ty}", self.function.var(*var).name);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The types that an operation's results have, from its arguments in `function`; `known` gives constants.
+pub fn infer(
+    function: &Function,
+    known: &dyn Fn(Var) -> Option<Value>,
+    operation: &Operation,
+) -> Result<Vec<ValueType>> {
+    if operation.op_name() == "const" {
+        let value = operation.constant().ok_or_else(|| Error::new("a const without the attribute `val`"))?;
+        return Ok(vec![value.value_type()]);
+    }
+    let op = operation.op()?;
+    if !operation.blocks.is_empty() {
+        // Control flow gives what its blocks give.
+        let outputs = operation.blocks.last().map_or(&[][..], |block| &block.outputs);
+        return Ok(outputs.iter().map(|var| function.ty(*var).clone()).collect());
+    }
+    let args = bind(op, operation, |arg| match arg {
+        Arg::Value(value) => Ok(ArgInfo::known(value.clone())),
+        Arg::Var(var) => Ok(ArgInfo { ty: function.ty(*var).clone(), value: known(*var) }),
+    })?;
+    op.infer(&args).map_err(|e| e.at(format!("operation `{}` ({})", operation.name, op.name())))
+}
+
+/// The arguments of an operation by its definition: checks that required parameters are given, constants constant,
+/// element types allowed, and that there is no other parameter.
+pub fn bind<'a>(
+    op: &'a dyn Op,
+    operation: &'a Operation,
+    mut info: impl FnMut(&Arg) -> Result<ArgInfo>,
+) -> Result<Args<'a>> {
+    let place = || format!("operation `{}` ({})", operation.name, op.name());
+    let mut entries = Vec::with_capacity(operation.inputs.len());
+    for (name, args) in &operation.inputs {
+        let Some(param) = op.params().iter().find(|p| p.name == name) else {
+            let names: Vec<&str> = op.params().iter().map(|p| p.name).collect();
+            let message = format!("found the parameter `{name}`, expected {}", names.join(", "));
+            return Err(Error::new(message).at(place()));
+        };
+        if args.len() != 1 && !param.variadic {
+            let message = format!("parameter `{name}` has {} arguments, expected one", args.len());
+            return Err(Error::new(message).at(place()));
+        }
+        let infos = args.iter().map(&mut info).collect::<Result<Vec<_>>>().map_err(|e| e.at(place()))?;
+        for info in &infos {
+            if let (Some(ty), false) = (info.ty.as_tensor(), param.types.is_empty())
+                && !param.types.contains(&ty.dtype)
+            {
+                let types: Vec<&str> = param.types.iter().map(|t| t.name()).collect();
+                let message = format!("parameter `{name}` is {ty}, expected an element type of {}", types.join(", "));
+                return Err(Error::new(message).at(place()));
+            }
+        }
+        entries.push((name.as_str(), infos));
+    }
+    for param in op.params().iter().filter(|p| !p.optional) {
+        if !entries.iter().any(|(name, args)| *name == param.name && !args.is_empty()) {
+            return Err(Error::new(format!("the parameter `{}` is missing", param.name)).at(place()));
+        }
+    }
+    Ok(Args::new(op, entries))
+}
