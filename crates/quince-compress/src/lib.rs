@@ -1,0 +1,12 @@
+//! Palettization and linear quantization: passes from program to program
+
+mod assign;
+mod bits;
+mod float;
+pub mod kmeans;
+mod palettize;
+mod values;
+
+pub use bits::Nbits;
+pub use float::Float;
+pub use palettize::{PaletteGranularity, PaletteMode, PalettizeOptions, Palettized, palettize};
