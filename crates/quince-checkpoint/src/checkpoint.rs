@@ -1,0 +1,187 @@
+//! An opened checkpoint.
+
+use crate::config::Config;
+use crate::format::{self, Contents};
+use crate::safetensors::not_found;
+use crate::suggest::{near, shown};
+use quince_tensor::{DType, Error, Result, Weight, bail};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// A model as it was published: configuration, weights by Hugging Face name, and the files beside them.
+///
+/// ```no_run
+/// # fn main() -> quince_tensor::Result<()> {
+/// let checkpoint = quince_checkpoint::Checkpoint::open("models/tiny-llama")?;
+/// let hidden: usize = checkpoint.config().field("hidden_size")?;
+/// let vocab: usize = checkpoint.config().field("vocab_size")?;
+/// let embedding = checkpoint.weight_with_shape("model.embed_tokens.weight", &[vocab, hidden])?;
+/// let first = embedding.rows(0..1)?; // One row of the mapped file, not copied.
+/// # Ok(()) }
+/// ```
+pub struct Checkpoint {
+    format: &'static str,
+    config: Config,
+    weights: BTreeMap<String, (Weight, Option<PathBuf>)>,
+    sources: Vec<PathBuf>,
+    directory: Option<PathBuf>,
+}
+
+/// One tensor of a checkpoint.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry<'a> {
+    /// Name, element type, shape and bytes.
+    pub weight: &'a Weight,
+    /// The file that holds it; `None` for a weight made in memory.
+    pub file: Option<&'a Path>,
+}
+
+impl Entry<'_> {
+    /// The Hugging Face name.
+    pub fn name(&self) -> &str {
+        self.weight.name()
+    }
+
+    /// The element type in the file.
+    pub fn dtype(&self) -> DType {
+        self.weight.dtype()
+    }
+
+    /// The size along each axis.
+    pub fn shape(&self) -> &[usize] {
+        self.weight.shape()
+    }
+
+    /// The number of bytes in the file.
+    pub fn byte_len(&self) -> usize {
+        self.weight.byte_len()
+    }
+}
+
+impl Checkpoint {
+    /// Opens a checkpoint of any format of [`FORMATS`](crate::FORMATS). Weights are mapped, not read.
+    ///
+    /// # Errors
+    /// When the path is no checkpoint, is of a format that is not read, or breaks the rules of its format.
+    pub fn open(path: impl AsRef<Path>) -> Result<Checkpoint> {
+        let path = path.as_ref();
+        let format = format::recognize(path)?;
+        let Contents { config, weights, sources, directory } = (format.open)(path)?;
+        if weights.is_empty() {
+            let error = Error::new("found a checkpoint without tensors, expected weights");
+            return Err(error.hint("download it again").at(path.display()));
+        }
+        let weights =
+            weights.into_iter().map(|(weight, file)| (weight.name().to_string(), (weight, Some(file)))).collect();
+        Ok(Checkpoint { format: format.name, config, weights, sources, directory: Some(directory) })
+    }
+
+    /// A checkpoint of weights made in memory, such as random ones for a test.
+    ///
+    /// # Errors
+    /// When two weights have one name.
+    pub fn from_weights(config: Config, weights: Vec<Weight>) -> Result<Checkpoint> {
+        let mut named = BTreeMap::new();
+        for weight in weights {
+            if let Some((weight, _)) = named.insert(weight.name().to_string(), (weight, None)) {
+                bail!("found two weights named `{}`, expected different names", shown(weight.name()));
+            }
+        }
+        Ok(Checkpoint { format: "memory", config, weights: named, sources: Vec::new(), directory: None })
+    }
+
+    /// The name of the format that it was read from.
+    pub fn format(&self) -> &'static str {
+        self.format
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Whether there is a tensor of this name.
+    pub fn has(&self, name: &str) -> bool {
+        self.weights.contains_key(name)
+    }
+
+    /// The tensor of this name. Asked twice, it gives weights of one [`id`](Weight::id).
+    ///
+    /// # Errors
+    /// When there is none; the error lists names that are like it.
+    pub fn weight(&self, name: &str) -> Result<Weight> {
+        match self.weights.get(name) {
+            Some((weight, _)) => Ok(weight.clone()),
+            None => Err(not_found(name, &near(name, self.names())).at(self.place())),
+        }
+    }
+
+    /// The tensor of this name, which must have the shape that the architecture gives it.
+    ///
+    /// # Errors
+    /// When there is no such tensor, or its shape is another; the error names both shapes, the file, and the keys of
+    /// the configuration that the expected sizes may have come from.
+    pub fn weight_with_shape(&self, name: &str, shape: &[usize]) -> Result<Weight> {
+        let weight = self.weight(name)?;
+        if weight.shape() == shape {
+            return Ok(weight);
+        }
+        let found = weight.shape();
+        let message = format!("found the shape {found:?}, expected {shape:?}");
+        let differs = |axis: usize, size: &usize| found.len() != shape.len() || found.get(axis) != Some(size);
+        let sizes = shape.iter().enumerate().filter(|(axis, size)| differs(*axis, size));
+        let mut says: Vec<String> = sizes
+            .flat_map(|(_, &size)| self.config.keys_with(size).into_iter().map(move |key| format!("{key} = {size}")))
+            .collect();
+        says.dedup();
+        says.truncate(4);
+        let error = Error::new(message).at(format!("tensor `{}`", shown(name)));
+        let error = match says.is_empty() {
+            true => error.hint(format_args!("do {} and the weights belong together?", self.config.path().display())),
+            false => {
+                let config = self.config.path().display();
+                error.hint(format_args!("{config} says {}: does it belong to these weights?", says.join(", ")))
+            }
+        };
+        let file = self.weights.get(name).and_then(|(_, file)| file.as_deref());
+        Err(error.at(file.map_or(self.place(), |file| file.display().to_string())))
+    }
+
+    /// The names of all tensors, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.weights.keys().map(String::as_str)
+    }
+
+    /// All tensors, sorted by name.
+    pub fn tensors(&self) -> impl Iterator<Item = Entry<'_>> {
+        self.weights.values().map(|(weight, file)| Entry { weight, file: file.as_deref() })
+    }
+
+    /// The number of elements of all tensors.
+    pub fn parameters(&self) -> u64 {
+        self.weights.values().map(|(weight, _)| weight.len() as u64).sum()
+    }
+
+    /// The number of bytes of all tensors.
+    pub fn byte_len(&self) -> u64 {
+        self.weights.values().map(|(weight, _)| weight.byte_len() as u64).sum()
+    }
+
+    /// A file beside the weights, such as `tokenizer.json`, `tokenizer_config.json`, `chat_template.jinja` or
+    /// `generation_config.json`; `None` if there is none.
+    pub fn file(&self, name: &str) -> Option<PathBuf> {
+        let path = self.directory.as_ref()?.join(name);
+        path.is_file().then_some(path)
+    }
+
+    /// The files that configuration and weights were read from, to be named in a manifest with their
+    /// [`sha256`](crate::sha256).
+    pub fn sources(&self) -> &[PathBuf] {
+        &self.sources
+    }
+
+    /// Where it came from, for errors.
+    fn place(&self) -> String {
+        self.directory.as_deref().unwrap_or(self.config.path()).display().to_string()
+    }
+}
