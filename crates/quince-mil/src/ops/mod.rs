@@ -5,6 +5,7 @@
 
 use crate::Op;
 
+pub mod elements;
 pub mod shape_rules;
 
 macro_rules! table {
