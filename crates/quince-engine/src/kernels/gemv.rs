@@ -1,0 +1,151 @@
+//! Products of few rows of activations with packed weights, straight from the packed bytes.
+//!
+//! A thread reads one stream of rows. Plain numbers are multiplied as they are; other encodings go through an integer
+//! kernel where the instruction set has one and the program's accuracy allows it, else through a short f32 buffer.
+
+use std::ops::Range;
+
+use half::f16;
+
+use super::dequantize::dequantize_generic;
+use super::linear::Accuracy;
+use super::simd::{Simd, for_isa};
+use super::weights::{Encoding, Floats, PackedWeight};
+use super::{Isa, SharedMut};
+
+/// The left side of decode products: `[m, k]`, and what integer kernels need of it.
+pub(crate) struct Activations<'a> {
+    x: &'a [f32],
+    m: usize,
+    k: usize,
+}
+
+impl<'a> Activations<'a> {
+    /// Prepares `x` for products with `weights`, which all have its number of columns.
+    pub(crate) fn new<'w>(
+        _isa: Isa,
+        _accuracy: Accuracy,
+        x: &'a [f32],
+        m: usize,
+        _weights: impl Iterator<Item = &'w PackedWeight>,
+    ) -> Activations<'a> {
+        Activations { x, m, k: x.len() / m }
+    }
+}
+
+/// Computes the columns `rows` of `y[m, N] = x · weightᵀ + bias`.
+pub(crate) fn multiply_rows(
+    isa: Isa,
+    activations: &Activations,
+    weight: &PackedWeight,
+    rows: Range<usize>,
+    bias: Option<&[f32]>,
+    y: &SharedMut<f32>,
+) {
+    let Activations { x, m, k } = *activations;
+    let n = weight.rows();
+    let mut results = [0.0f32; 8];
+    for row in rows {
+        let results = &mut results[..m];
+        for_isa!(isa, row_generic(weight: &PackedWeight = weight, row: usize = row, x: &[f32] = x, k: usize = k,
+            results: &mut [f32] = results));
+        for (i, &result) in results.iter().enumerate() {
+            // SAFETY: a task writes the columns of its own rows of the weight.
+            unsafe { y.slice(i * n + row, 1)[0] = result + bias.map_or(0.0, |bias| bias[row]) };
+        }
+    }
+}
+
+// SAFETY of the functions below: the caller vouches for the instructions of `S`; accesses stay inside the slices.
+
+/// The products of all rows of `x` with one row of the weight.
+#[inline(always)]
+unsafe fn row_generic<S: Simd>(weight: &PackedWeight, row: usize, x: &[f32], k: usize, results: &mut [f32]) {
+    let at = row * k..(row + 1) * k;
+    unsafe {
+        match weight.encoding() {
+            Encoding::Dense(Floats::F16(bytes)) => {
+                let p = bytes.as_slice()[2 * at.start..2 * at.end].as_ptr().cast::<f16>();
+                let load = |i, count| S::load_partial_or_full_f16(p.add(i), count);
+                dot_rows::<S>(k, load, x, k, results);
+            }
+            Encoding::Dense(Floats::F32(bytes)) => {
+                let p = bytes.as_slice()[4 * at.start..4 * at.end].as_ptr().cast::<f32>();
+                let load = |i, count| S::load_partial_or_full(p.add(i), count);
+                dot_rows::<S>(k, load, x, k, results);
+            }
+            Encoding::Lut(_) | Encoding::Affine(_) => {
+                const CHUNK: usize = 1024;
+                let mut values = [0.0f32; CHUNK];
+                let mut sums = [0.0f32; 8];
+                results.fill(0.0);
+                for first in (0..k).step_by(CHUNK) {
+                    let values = &mut values[..CHUNK.min(k - first)];
+                    dequantize_generic::<S>(weight, row, first, values);
+                    let p = values.as_ptr();
+                    let load = |i, count| S::load_partial_or_full(p.add(i), count);
+                    dot_rows::<S>(values.len(), load, &x[first..], k, &mut sums[..results.len()]);
+                    results.iter_mut().zip(&sums).for_each(|(result, sum)| *result += sum);
+                }
+            }
+        }
+    }
+}
+
+/// Sums of `n` products of the loaded vectors with each row of `x`, of which row `i` starts at `i · stride`.
+#[inline(always)]
+unsafe fn dot_rows<S: Simd>(n: usize, load: impl Fn(usize, usize) -> S, x: &[f32], stride: usize, results: &mut [f32]) {
+    assert!(x.len() >= (results.len() - 1) * stride + n);
+    let mut done = 0;
+    unsafe {
+        while done < results.len() {
+            let p = x.as_ptr().add(done * stride);
+            let left = results.len() - done;
+            let results = &mut results[done..];
+            done += match left {
+                1 => dot::<S, 1, 4>(n, &load, p, stride, results),
+                2 => dot::<S, 2, 2>(n, &load, p, stride, results),
+                3 => dot::<S, 3, 1>(n, &load, p, stride, results),
+                _ => dot::<S, 4, 1>(n, &load, p, stride, results),
+            };
+        }
+    }
+}
+
+/// [`dot_rows`] of `M` rows with `SUMS` running sums each; returns `M`.
+#[inline(always)]
+unsafe fn dot<S: Simd, const M: usize, const SUMS: usize>(
+    n: usize,
+    load: &impl Fn(usize, usize) -> S,
+    x: *const f32,
+    stride: usize,
+    results: &mut [f32],
+) -> usize {
+    unsafe {
+        let mut sums = [[S::splat(0.0); SUMS]; M];
+        let mut i = 0;
+        while i + SUMS * S::LANES <= n {
+            for s in 0..SUMS {
+                let w = load(i + s * S::LANES, S::LANES);
+                for (r, sums) in sums.iter_mut().enumerate() {
+                    sums[s] = w.mul_add(S::load(x.add(r * stride + i + s * S::LANES)), sums[s]);
+                }
+            }
+            i += SUMS * S::LANES;
+        }
+        while i < n {
+            let count = S::LANES.min(n - i);
+            let w = load(i, count);
+            for (r, sums) in sums.iter_mut().enumerate() {
+                sums[0] = w.mul_add(S::load_partial_or_full(x.add(r * stride + i), count), sums[0]);
+            }
+            i += count;
+        }
+        for (result, sums) in results.iter_mut().zip(sums) {
+            let mut sum = sums[0];
+            sums[1..].iter().for_each(|&other| sum = sum.add(other));
+            *result = sum.reduce_add();
+        }
+    }
+    M
+}

@@ -1,0 +1,3 @@
+//! Runs a program: plan, memory, fast kernels
+
+pub mod kernels;
