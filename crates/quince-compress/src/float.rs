@@ -47,6 +47,27 @@ impl Float {
         Ok(values)
     }
 
+    /// `scale` as it is when stored, rounded up where the range of `steps` steps would otherwise lose half a step (as
+    /// happens where f16 is coarse, below 2^-14). A scale of 0 becomes 1, so that one can divide by it.
+    ///
+    /// # Errors
+    /// When the scale is beyond the range of this type.
+    pub(crate) fn cover(self, scale: f64, steps: f64) -> Result<f64> {
+        if scale == 0.0 {
+            return Ok(1.0);
+        }
+        let nearest = self.round(scale);
+        let stored = if (scale - nearest) * steps > 0.5 * nearest { self.next_up(nearest) } else { nearest };
+        Ok(self.store(vec![stored])?[0])
+    }
+
+    fn next_up(self, value: f64) -> f64 {
+        match self {
+            Self::F16 => f16::from_bits(f16::from_f64(value).to_bits() + 1).to_f64(),
+            Self::F32 => f64::from((value as f32).next_up()),
+        }
+    }
+
     /// A tensor of this type.
     pub(crate) fn tensor(self, shape: Vec<usize>, values: Vec<f64>) -> Result<Tensor> {
         Tensor::from_f64(self.dtype(), shape, values)

@@ -1,6 +1,6 @@
 //! The elements of some rows of a weight, and the rows in which a weight is read.
 
-use half::slice::HalfFloatSliceExt;
+use half::slice::{HalfBitsSliceExt, HalfFloatSliceExt};
 use quince_tensor::{DType, Error, Result, Tensor, bail, bf16, f16};
 use std::ops::Range;
 
@@ -60,6 +60,24 @@ impl<'a> Values<'a> {
             Self::Half(bits, half) => Self::Half(&bits[range], *half),
             Self::Single(values) => Self::Single(&values[range]),
         }
+    }
+
+    /// The values as f32, in `buffer` if they are not f32 already.
+    pub(crate) fn to_f32<'b>(self, buffer: &'b mut Vec<f32>) -> &'b [f32]
+    where
+        'a: 'b,
+    {
+        match self {
+            Self::Single(values) => return values,
+            Self::Half(bits, half) => {
+                buffer.resize(bits.len(), 0.0);
+                match half {
+                    Half::F16 => bits.reinterpret_cast::<f16>().convert_to_f32_slice(buffer),
+                    Half::Bf16 => bits.reinterpret_cast::<bf16>().convert_to_f32_slice(buffer),
+                }
+            }
+        }
+        buffer
     }
 }
 
