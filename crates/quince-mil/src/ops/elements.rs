@@ -186,6 +186,30 @@ pub fn map_number(x: &Tensor, f: impl Fn(f64) -> f64, g: impl Fn(i64) -> i64) ->
     }
 }
 
+/// A tensor of the element type of `like` from numbers, each rounded once; integers truncate and saturate.
+pub fn values(like: &Tensor, shape: &[usize], values: Vec<f64>) -> Result<Tensor> {
+    match like.dtype() {
+        dtype if dtype.is_float() => Tensor::from_f64(dtype, shape, values),
+        dtype => Tensor::from_f64(DType::F64, shape, values)?.cast(dtype),
+    }
+}
+
+/// Applies `f` to each element of a floating-point tensor [B, C, ...] and the parameters of its channel, each of them C
+/// numbers.
+pub fn per_channel(x: &Tensor, params: &[Vec<f64>], f: impl Fn(f64, &[f64]) -> f64) -> Result<Tensor> {
+    let channels = x.shape().get(1).copied().unwrap_or(0);
+    if let Some(wrong) = params.iter().find(|p| p.len() != channels) {
+        bail!("found {} parameters, expected one for each of {channels} channels", wrong.len());
+    }
+    let inner = count(x.shape().get(2..).unwrap_or(&[]))?;
+    let mut y = x.to_f64()?;
+    for (i, plane) in y.chunks_exact_mut(inner.max(1)).enumerate() {
+        let params: Vec<f64> = params.iter().map(|p| p[i % channels]).collect();
+        plane.iter_mut().for_each(|v| *v = f(*v, &params));
+    }
+    values(x, x.shape(), y)
+}
+
 /// The element type of a computation on two: their own if they agree, the wider float if a program that declares one
 /// is run in the other.
 pub fn common(a: DType, b: DType) -> Result<DType> {

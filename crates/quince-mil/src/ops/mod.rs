@@ -7,6 +7,7 @@ use crate::Op;
 
 pub mod elements;
 pub mod shape_rules;
+pub mod special;
 
 macro_rules! table {
     ($($file:ident: $($op:ident),+;)*) => {
@@ -18,8 +19,21 @@ macro_rules! table {
 }
 
 table! {
+    activation: RELU, RELU6, SIGMOID, SILU, SOFTPLUS, SOFTSIGN, ELU, LEAKY_RELU, THRESHOLDED_RELU, CLAMPED_RELU,
+        LINEAR_ACTIVATION, SCALED_TANH, SIGMOID_HARD, Gelu, PRELU, SOFTPLUS_PARAMETRIC, Softmax;
+    cast: Cast;
     constant: Const;
+    cumsum: Cumsum;
+    elementwise_binary: ADD, SUB, MUL, REAL_DIV, FLOOR_DIV, MOD, MAXIMUM, MINIMUM, POW, EQUAL, NOT_EQUAL, GREATER,
+        GREATER_EQUAL, LESS, LESS_EQUAL, LOGICAL_AND, LOGICAL_OR, LOGICAL_XOR;
+    elementwise_unary: ABS, ACOS, ASIN, ATAN, ATANH, CEIL, COS, COSH, ERF, EXP, EXP2, FLOOR, LOGICAL_NOT, ROUND, SIGN,
+        SIN, SINH, SQRT, SQUARE, TAN, TANH, CLIP, THRESHOLD, INVERSE, LOG, RSQRT;
     linear: Linear;
+    normalization: LayerNorm, BatchNorm, InstanceNorm, L2Norm, LocalResponseNorm;
+    reduction: REDUCE_SUM, REDUCE_MEAN, REDUCE_MAX, REDUCE_MIN, REDUCE_PROD, REDUCE_L1_NORM, REDUCE_L2_NORM,
+        REDUCE_SUM_SQUARE, REDUCE_LOG_SUM, REDUCE_LOG_SUM_EXP, REDUCE_ARGMAX, REDUCE_ARGMIN;
+    select: Select;
+    sorting: Argsort, Topk;
 }
 
 /// The operation of this name.
