@@ -1,3 +1,22 @@
-//! Runs a program: plan, memory, fast kernels
+//! Runs a program: plans it for the shapes of a call, keeps weights packed as they lie in their file, and uses the
+//! fastest kernels that the machine has; what has no kernel is evaluated by its definition in quince-mil.
+//!
+//! Floating point is computed and kept in `f32` between the inputs and the outputs of a function, whatever the program
+//! declares: results are at least as exact as the program asks for. States keep the type that they declare.
+//!
+//! Invariants: this crate opens no file, knows no model, and never trusts a program: sizes are checked before memory is
+//! taken, and whatever is wrong is an error that names the operation.
 
+mod engine;
+mod fuse;
 pub mod kernels;
+mod memory;
+mod plan_cache;
+mod planner;
+mod specialize;
+mod steps;
+mod strided;
+mod weights;
+
+pub use engine::{Engine, Options, Precision, State, Tensors};
+pub use memory::{StateData, StateTensor};

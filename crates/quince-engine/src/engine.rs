@@ -1,0 +1,256 @@
+//! A program ready to run.
+
+use crate::kernels::{self, Kernels};
+use crate::memory::{Memory, StateTensor};
+use crate::plan_cache::{PlanCache, Planned, Strategy};
+use crate::planner::{self, Binding, Place};
+use crate::specialize::{Unplanned, specialize};
+use crate::weights::WeightCache;
+use quince_mil::{DType, Error, Flexibility, Function, Program, Result, Tensor, ValueType, bail, eval};
+use quince_tensor::f16;
+
+/// Tensors by name.
+pub use quince_mil::eval::Tensors;
+
+/// How a program is run.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// How many threads compute; 0 for as many as the machine has cores.
+    pub threads: usize,
+    /// How exact the arithmetic is.
+    pub precision: Precision,
+}
+
+/// How exact the arithmetic of fp16 programs is; fp32 programs are always computed in f32.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Precision {
+    /// Products with weights may be as inexact as fp16 arithmetic is.
+    #[default]
+    Default,
+    /// Everything in f32.
+    Exact,
+}
+
+/// A program ready to run (Core ML's `MLModel`). It may be used by several threads, each call with a state of its own.
+pub struct Engine {
+    program: Program,
+    kernels: Kernels,
+    options: Options,
+    weights: WeightCache,
+    plans: PlanCache,
+}
+
+/// What outlives a call (Core ML's `MLState`): the tensors of all states of a program, shared by its functions.
+#[derive(Clone, Debug)]
+pub struct State {
+    /// In the order in which functions declare them.
+    pub tensors: Vec<StateTensor>,
+}
+
+impl Engine {
+    /// Makes a program ready to run: checks it, and nothing else; plans are made when shapes are known.
+    pub fn load(program: Program, options: Options) -> Result<Engine> {
+        quince_mil::verify::program(&program)?;
+        let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
+        let threads = if options.threads == 0 { cores } else { options.threads };
+        let kernels = Kernels::new(threads);
+        let engine = Engine { program, kernels, options, weights: WeightCache::default(), plans: PlanCache::default() };
+        engine.new_state()?;
+        Ok(engine)
+    }
+
+    /// The program.
+    pub fn program(&self) -> &Program {
+        &self.program
+    }
+
+    /// How many threads compute.
+    pub fn threads(&self) -> usize {
+        self.kernels.pool.threads()
+    }
+
+    /// The instruction set that kernels use.
+    pub fn isa(&self) -> kernels::Isa {
+        self.kernels.isa
+    }
+
+    /// States of zeros, for a new conversation.
+    pub fn new_state(&self) -> Result<State> {
+        let mut tensors: Vec<StateTensor> = Vec::new();
+        for function in &self.program.functions {
+            for (info, ty) in function.states() {
+                let Some(shape) = ty.dims() else { bail!("state `{}` has an unknown size", info.name) };
+                match tensors.iter().find(|state| state.name == info.name) {
+                    Some(state) if state.shape == shape && state.dtype() == ty.dtype => {}
+                    Some(_) => bail!("functions disagree on the type of the state `{}`", info.name),
+                    None => tensors.push(StateTensor::zeros(&info.name, ty.dtype, shape)?),
+                }
+            }
+        }
+        Ok(State { tensors })
+    }
+
+    /// Runs a function on inputs by name. On an error the state may have been changed in part.
+    pub fn predict(&self, function: &str, inputs: &Tensors, state: &mut State) -> Result<Tensors> {
+        let function = self.program.function(function)?;
+        self.run(function, inputs, state).map_err(|e| e.at(format!("function `{}`", function.name)))
+    }
+
+    fn run(&self, function: &Function, inputs: &Tensors, state: &mut State) -> Result<Tensors> {
+        let shapes = check_inputs(function, inputs)?;
+        let number = self.program.functions.iter().position(|f| f.name == function.name).unwrap_or(0);
+        let strategy = self.plans.get((number, shapes.clone()), || self.strategy(function, &shapes))?;
+        match &*strategy {
+            Strategy::Planned(planned) => self.planned(function, planned, inputs, state),
+            Strategy::Interpreted => interpreted(function, inputs, state),
+        }
+    }
+
+    fn strategy(&self, function: &Function, shapes: &[Vec<usize>]) -> Result<Strategy> {
+        let specialized = match specialize(function, shapes) {
+            Ok(specialized) => specialized,
+            Err(Unplanned::Dynamic(_)) => return Ok(Strategy::Interpreted),
+            Err(Unplanned::Wrong(error)) => return Err(error),
+        };
+        let plan = planner::plan(&specialized, &self.weights, self.options.precision == Precision::Exact)?;
+        Ok(Strategy::Planned(Planned { plan, buffers: Default::default() }))
+    }
+
+    fn planned(&self, function: &Function, planned: &Planned, inputs: &Tensors, state: &mut State) -> Result<Tensors> {
+        let plan = &planned.plan;
+        let mut states = Vec::new();
+        let mut rest: Vec<Option<&mut StateTensor>> = state.tensors.iter_mut().map(Some).collect();
+        for (info, _) in function.states() {
+            let found = rest.iter_mut().find(|slot| slot.as_ref().is_some_and(|state| state.name == info.name));
+            states.push(found.and_then(Option::take).ok_or_else(|| {
+                Error::new(format!("the state given has no `{}`", info.name)).hint("make one with `new_state`")
+            })?);
+        }
+        let mut memory =
+            Memory { buffers: planned.take(), tensors: vec![None; plan.vars], states, kernels: &self.kernels };
+        let result = self.steps(plan, inputs, &mut memory);
+        planned.give_back(std::mem::take(&mut memory.buffers));
+        result
+    }
+
+    fn steps(&self, plan: &planner::Plan, inputs: &Tensors, memory: &mut Memory) -> Result<Tensors> {
+        for binding in &plan.inputs {
+            let tensor = inputs.get(&binding.name).ok_or_else(|| missing(&binding.name))?;
+            enter(memory, binding, tensor)?;
+        }
+        for step in &plan.steps {
+            (step.run)(memory).map_err(|e| e.at(format!("operation `{}` ({})", step.name, step.kind)))?;
+        }
+        plan.outputs.iter().map(|binding| Ok((binding.name.clone(), leave(memory, binding)?))).collect()
+    }
+}
+
+fn missing(name: &str) -> Error {
+    Error::new(format!("the input `{name}` is missing"))
+}
+
+/// Checks the inputs against the function's declarations; gives the shape of each input in order, states included.
+fn check_inputs(function: &Function, inputs: &Tensors) -> Result<Vec<Vec<usize>>> {
+    let mut shapes = Vec::with_capacity(function.inputs.len());
+    for input in &function.inputs {
+        let info = function.var(input.var);
+        let ValueType::Tensor(ty) = &info.ty else {
+            shapes.push(info.ty.as_tensor().and_then(|ty| ty.dims()).unwrap_or_default());
+            continue;
+        };
+        let tensor = inputs.get(&info.name).ok_or_else(|| missing(&info.name))?;
+        let shape = tensor.shape();
+        let fits = ty.shape.len() == shape.len() && ty.shape.iter().zip(shape).all(|(dim, &n)| dim.fits(n.into()));
+        let (allowed, inside) = match &input.flexibility {
+            Flexibility::Fixed => (ty.to_string(), fits),
+            Flexibility::Range { bounds, .. } => {
+                let within = |(&(low, high), &n): (&(usize, Option<usize>), &usize)| {
+                    n >= low && high.is_none_or(|high| n <= high)
+                };
+                let text: Vec<String> = bounds
+                    .iter()
+                    .map(|(low, high)| high.map_or(format!("{low}.."), |high| format!("{low}..={high}")))
+                    .collect();
+                let inside = bounds.len() == shape.len() && bounds.iter().zip(shape).all(within);
+                (format!("{} with sizes [{}]", ty.dtype, text.join(", ")), fits && inside)
+            }
+            Flexibility::Enumerated(shapes) => {
+                (format!("{} with a shape of {shapes:?}", ty.dtype), fits && shapes.iter().any(|s| s == shape))
+            }
+        };
+        if !inside || tensor.dtype() != ty.dtype {
+            bail!("input `{}`: found {tensor:?}, expected {allowed}", info.name);
+        }
+        shapes.push(shape.to_vec());
+    }
+    if let Some(unknown) =
+        inputs.keys().find(|name| !function.inputs.iter().any(|i| &function.var(i.var).name == *name))
+    {
+        let names: Vec<&str> = function.inputs.iter().map(|i| function.var(i.var).name.as_str()).collect();
+        bail!("found an input `{unknown}`, expected only {}", names.join(", "));
+    }
+    Ok(shapes)
+}
+
+/// Puts an input where the plan wants it.
+fn enter(memory: &mut Memory, binding: &Binding, tensor: &Tensor) -> Result<()> {
+    match &binding.place {
+        Place::Buffer(id) => {
+            let len = tensor.len();
+            match (tensor.as_slice::<f16>(), tensor.as_slice::<f32>()) {
+                (Some(values), _) => memory.write(*id, len, |m, y| {
+                    kernels::f16_to_f32(m.kernels, values, y);
+                    Ok(())
+                }),
+                (_, Some(values)) => {
+                    memory.buffers[*id][..len].copy_from_slice(values);
+                    Ok(())
+                }
+                _ => {
+                    memory.buffers[*id][..len].copy_from_slice(&tensor.to_f32()?);
+                    Ok(())
+                }
+            }
+        }
+        Place::Tensor(index) => {
+            memory.tensors[*index] = Some(tensor.clone());
+            Ok(())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Takes an output from where the plan left it, in the type that the program declares.
+fn leave(memory: &Memory, binding: &Binding) -> Result<Tensor> {
+    let tensor = match &binding.place {
+        Place::Buffer(id) => {
+            let len: usize = binding.shape.iter().product();
+            let values = &memory.buffers[*id][..len];
+            if binding.dtype == DType::F16 {
+                let mut half = vec![f16::ZERO; len];
+                kernels::f32_to_f16(memory.kernels, values, &mut half);
+                return Tensor::from_vec(binding.shape.clone(), half);
+            }
+            Tensor::from_vec(binding.shape.clone(), values.to_vec())?
+        }
+        Place::Tensor(index) => memory.tensor(*index)?.clone(),
+        Place::Const(value) => value.tensor()?,
+        Place::State { .. } | Place::Packed => bail!("output `{}` was not computed", binding.name),
+    };
+    tensor.cast(binding.dtype)
+}
+
+/// Runs a function operation by operation, with the types that it declares.
+fn interpreted(function: &Function, inputs: &Tensors, state: &mut State) -> Result<Tensors> {
+    let mut states = Tensors::new();
+    for tensor in &state.tensors {
+        states.insert(tensor.name.clone(), tensor.to_tensor()?);
+    }
+    let outputs = eval::run(function, inputs, &mut states)?;
+    for tensor in &mut state.tensors {
+        if let Some(new) = states.get(&tensor.name) {
+            tensor.set(new)?;
+        }
+    }
+    Ok(outputs)
+}

@@ -1,0 +1,60 @@
+//! `x · rsqrt(mean(x²) + epsilon) · weight` over the last axis: RMSNorm (Zhang & Sennrich 2019, equation 4) as
+//! converters write it out.
+
+use super::Fused;
+use crate::planner::Planner;
+use crate::steps::emit_rms_norm;
+use quince_mil::{Operation, Var};
+
+pub(super) fn find(planner: &Planner, operation: &Operation) -> Option<Fused> {
+    if operation.op_name() != "mul" {
+        return None;
+    }
+    let shape = planner.shape(*operation.outputs.first()?).ok()?;
+    let width = *shape.last()?;
+    let weight = |var: Var| {
+        let constant = planner.constant_tensor(var)?;
+        let vector = constant.shape().last() == Some(&width) && constant.len() == width;
+        vector.then_some(var)
+    };
+    let (weight, normed) = planner.either(operation, weight)?;
+    let (x, epsilon) = normalized(planner, planner.producer_of(normed, &["mul", "real_div"])?)?;
+    (planner.shape(x).ok()? == shape).then_some(())?;
+    Some(Fused {
+        inputs: vec![x, weight],
+        emit: Box::new(move |planner, operation| emit_rms_norm(planner, operation, x, Some(weight), epsilon)),
+    })
+}
+
+/// `x · rsqrt(mean(x²) + epsilon)` or `x / sqrt(...)`: x and epsilon.
+fn normalized(planner: &Planner, operation: &Operation) -> Option<(Var, f32)> {
+    let (mean, mut epsilon, x) = if operation.op_name() == "mul" {
+        let rsqrt = |var: Var| {
+            let rsqrt = planner.producer_of(var, &["rsqrt"])?;
+            Some((rsqrt.var("x")?, planner.number(rsqrt, "epsilon").unwrap_or(1e-12)))
+        };
+        let ((mean, epsilon), x) = planner.either(operation, rsqrt)?;
+        (mean, epsilon, x)
+    } else {
+        let root = planner.producer_of(operation.var("y")?, &["sqrt"])?;
+        (root.var("x")?, 0.0, operation.var("x")?)
+    };
+    let mut mean = planner.uncast(mean);
+    if let Some(add) = planner.producer_of(mean, &["add"]) {
+        let (number, other) = planner.number_and_other(add)?;
+        epsilon += number;
+        mean = other;
+    }
+    let mean = planner.producer_of(mean, &["reduce_mean"])?;
+    let rank = planner.shape(x).ok()?.len() as i64;
+    let axes = planner.ints(mean, "axes")?;
+    (axes == [-1] || axes == [rank - 1]).then_some(())?;
+    let square = planner.producer_of(mean.var("x")?, &["square", "mul", "pow"])?;
+    let base = planner.uncast(square.var("x")?);
+    let squared = match square.op_name() {
+        "mul" => planner.uncast(square.var("y")?) == base,
+        "pow" => planner.number(square, "y") == Some(2.0),
+        _ => true,
+    };
+    (squared && base == planner.uncast(x)).then_some((base, epsilon as f32))
+}

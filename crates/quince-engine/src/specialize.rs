@@ -1,0 +1,117 @@
+//! A function for given input shapes: every size known, everything that can be computed beforehand computed.
+
+use quince_mil::op::ArgInfo;
+use quince_mil::{Arg, Dim, Error, Function, Operation, Result, Tensor, Value, ValueType, Var, bail, verify};
+
+/// A function whose variables all have fixed sizes, and the values of those that are known before it runs.
+pub(crate) struct Specialized {
+    /// The function; the types of its variables are fixed.
+    pub function: Function,
+    /// By variable: its value, if it is known. Weights stay lazy; results of `constexpr_*` are not here.
+    pub constants: Vec<Option<Value>>,
+}
+
+/// Why a function cannot be planned: its sizes depend on values, or it branches. It is then run operation by operation.
+#[derive(Debug)]
+pub(crate) enum Unplanned {
+    /// The named operation needs a value that is only known when it runs.
+    Dynamic(String),
+    /// The program is wrong.
+    Wrong(Error),
+}
+
+impl From<Error> for Unplanned {
+    fn from(error: Error) -> Unplanned {
+        Unplanned::Wrong(error)
+    }
+}
+
+/// Results of more elements than this are not computed beforehand: they would only take memory.
+const FOLD_LIMIT: usize = 1 << 22;
+
+/// Fixes the input shapes of `function`, in the order of its inputs; states keep theirs.
+pub(crate) fn specialize(function: &Function, shapes: &[Vec<usize>]) -> Result<Specialized, Unplanned> {
+    let mut out = Specialized { function: function.clone(), constants: vec![None; function.vars.len()] };
+    for (input, shape) in function.inputs.iter().zip(shapes) {
+        if let ValueType::Tensor(ty) = &mut out.function.vars[input.var.0 as usize].ty {
+            ty.shape = shape.iter().map(|&n| Dim::Fixed(n)).collect();
+        }
+    }
+    for operation in &function.block.operations {
+        let place = || format!("operation `{}` ({})", operation.name, operation.op_name());
+        out.operation(operation).map_err(|unplanned| match unplanned {
+            Unplanned::Wrong(error) if error.places().is_empty() => Unplanned::Wrong(error.at(place())),
+            other => other,
+        })?;
+    }
+    Ok(out)
+}
+
+impl Specialized {
+    fn operation(&mut self, operation: &Operation) -> Result<(), Unplanned> {
+        if let (Some(value), [var]) = (operation.constant(), &operation.outputs[..]) {
+            self.constants[var.0 as usize] = Some(value.clone());
+            return Ok(());
+        }
+        if !operation.blocks.is_empty() {
+            return Err(Unplanned::Dynamic(operation.name.clone()));
+        }
+        let types = verify::infer(&self.function, &|var| self.constant(var).cloned(), operation)?;
+        if types.len() != operation.outputs.len() {
+            return Err(
+                Error::new(format!("found {} results, expected {}", operation.outputs.len(), types.len())).into()
+            );
+        }
+        if types.iter().any(|ty| ty.as_tensor().is_none_or(|ty| ty.dims().is_none())) {
+            return Err(Unplanned::Dynamic(operation.name.clone()));
+        }
+        for (var, ty) in operation.outputs.iter().zip(types) {
+            self.function.vars[var.0 as usize].ty = ty;
+        }
+        if self.folds(operation) {
+            for (var, tensor) in operation.outputs.iter().zip(self.eval(operation)?) {
+                self.function.vars[var.0 as usize].ty = ValueType::tensor(tensor.dtype(), tensor.shape());
+                self.constants[var.0 as usize] = Some(tensor.into());
+            }
+        }
+        Ok(())
+    }
+
+    fn constant(&self, var: Var) -> Option<&Value> {
+        self.constants.get(var.0 as usize)?.as_ref()
+    }
+
+    /// Whether all that goes in is known, and what comes out is small. Only types go into `shape`.
+    fn folds(&self, operation: &Operation) -> bool {
+        let name = operation.op_name();
+        let small = |var: &Var| elements(self.function.ty(*var)) <= FOLD_LIMIT;
+        let known = operation.used_vars().all(|var| self.constant(var).is_some());
+        !name.starts_with("constexpr_")
+            && !name.ends_with("_state")
+            && (known || name == "shape")
+            && operation.outputs.iter().all(small)
+    }
+
+    fn eval(&self, operation: &Operation) -> Result<Vec<Tensor>> {
+        let op = operation.op()?;
+        let args = verify::bind(op, operation, |arg| match arg {
+            Arg::Value(value) => Ok(ArgInfo::known(value.clone())),
+            Arg::Var(var) => match self.constant(*var) {
+                Some(value) => Ok(ArgInfo::known(value.clone())),
+                // Only `shape` is evaluated without values, and it looks at the type alone.
+                None => Ok(ArgInfo::typed(self.function.ty(*var).clone())),
+            },
+        })?;
+        let results = op.eval(&args)?;
+        if results.len() != operation.outputs.len() {
+            bail!("found {} results, expected {}", results.len(), operation.outputs.len());
+        }
+        Ok(results)
+    }
+}
+
+/// The number of elements of a type whose sizes are fixed; the largest number for other types.
+pub(crate) fn elements(ty: &ValueType) -> usize {
+    let dims = ty.as_tensor().and_then(|ty| ty.dims());
+    dims.and_then(|dims| dims.iter().try_fold(1usize, |n, &dim| n.checked_mul(dim))).unwrap_or(usize::MAX)
+}

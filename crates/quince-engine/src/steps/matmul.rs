@@ -1,0 +1,181 @@
+//! Products: with packed weights, and of two computed matrices.
+
+use crate::kernels::{self, PackedWeight, Rhs};
+use crate::memory::Operand;
+use crate::planner::{Place, Planner};
+use crate::strided::{View, broadcast, row_major};
+use quince_mil::{Error, Operation, Result, Var};
+
+/// `linear` and `logits`.
+pub(super) fn linear(planner: &mut Planner, operation: &Operation) -> Result<bool> {
+    let (Some(x), Some(weight), [out]) = (operation.var("x"), operation.var("weight"), &operation.outputs[..]) else {
+        return Ok(false);
+    };
+    let bias = operation.var("bias");
+    product(planner, operation, x, weight, bias, *out)
+}
+
+/// A convolution that is a product: one output for each position, no neighbours, no groups.
+pub(super) fn conv(planner: &mut Planner, operation: &Operation) -> Result<bool> {
+    let (Some(x), Some(weight), [out]) = (operation.var("x"), operation.var("weight"), &operation.outputs[..]) else {
+        return Ok(false);
+    };
+    let (x_shape, kernel) = (planner.shape(x)?, planner.shape(weight)?);
+    let ones = |param: &str| planner.ints(operation, param).is_none_or(|v| v.iter().all(|&n| n == 1));
+    let padded = planner.ints(operation, "pad").is_some_and(|pad| pad.iter().any(|&n| n != 0));
+    let pointwise = kernel.len() == x_shape.len() && kernel.len() > 2 && kernel[2..].iter().all(|&n| n == 1);
+    if !pointwise || x_shape[1] != kernel[1] || !ones("strides") || !ones("groups") || padded {
+        return Ok(false);
+    }
+    let Some(packed) = planner.packed(weight)? else { return Ok(false) };
+    let bias = operation.var("bias").map(|var| planner.operand(var)).transpose()?;
+    let (batch, channels, positions) = (x_shape[0], kernel[1], x_shape[2..].iter().product::<usize>());
+    let accuracy = planner.accuracy(x);
+    let source = planner.operand(x)?;
+    let (id, len) = planner.output(*out)?;
+    // [B, C, P] to [B, P, C], the product, and back.
+    let rows = planner.scratch(batch * positions * channels);
+    let results = planner.scratch(len);
+    let outputs = kernel[0];
+    let turn = |from: usize, to: usize| View {
+        offset: 0,
+        sizes: vec![batch, to, from],
+        strides: vec![(from * to) as isize, 1, to as isize],
+    };
+    let (forth, back) = (turn(channels, positions), turn(positions, outputs));
+    planner.push("conv", &operation.name, move |memory| {
+        memory.write(rows, batch * positions * channels, |m, rows| {
+            forth.gather(m.get(&source), rows);
+            Ok(())
+        })?;
+        memory.write(results, len, |m, results| {
+            let x = &m.buffers[rows][..batch * positions * channels];
+            kernels::linear(m.kernels, accuracy, x, &packed, bias.as_ref().map(|b| m.get(b)), results);
+            Ok(())
+        })?;
+        memory.write(id, len, |m, y| {
+            back.gather(&m.buffers[results][..len], y);
+            Ok(())
+        })
+    });
+    Ok(true)
+}
+
+fn product(
+    planner: &mut Planner,
+    operation: &Operation,
+    x: Var,
+    weight: Var,
+    bias: Option<Var>,
+    out: Var,
+) -> Result<bool> {
+    let Some(packed) = planner.packed(weight)? else { return Ok(false) };
+    let accuracy = planner.accuracy(x);
+    let bias = bias.map(|var| planner.operand(var)).transpose()?;
+    let x = planner.operand(x)?;
+    if packed.cols() == 0 || x.len() % packed.cols() != 0 {
+        return Ok(false);
+    }
+    let (id, len) = planner.output(out)?;
+    planner.push("linear", &operation.name, move |memory| {
+        memory.write(id, len, |m, y| {
+            kernels::linear(m.kernels, accuracy, m.get(&x), &packed, bias.as_ref().map(|b| m.get(b)), y);
+            Ok(())
+        })
+    });
+    Ok(true)
+}
+
+/// `matmul`: with a constant right side as a packed weight, else of two computed matrices.
+pub(super) fn matmul(planner: &mut Planner, operation: &Operation) -> Result<bool> {
+    let (Some(x), Some(y), [out]) = (operation.var("x"), operation.var("y"), &operation.outputs[..]) else {
+        return Ok(false);
+    };
+    let flag =
+        |param: &str| planner.known(operation, param).and_then(|t| t.to_bools().ok()).is_some_and(|b| b == [true]);
+    let (transpose_x, transpose_y) = (flag("transpose_x"), flag("transpose_y"));
+    let (a, b, c) = (planner.shape(x)?, planner.shape(y)?, planner.shape(*out)?);
+    if !planner.dtype(x)?.is_float() || a.len() < 2 || b.len() < 2 {
+        return Ok(false);
+    }
+    if b.len() == 2 && !transpose_x {
+        if let (true, Some(packed)) = (transpose_y, planner.packed(y)?) {
+            return weighted(planner, operation, x, packed, *out);
+        }
+        if let (false, Some(packed)) = (transpose_y, transposed(planner, y)?) {
+            return weighted(planner, operation, x, packed, *out);
+        }
+    }
+    let (rows, cols) = (c[c.len() - 2], c[c.len() - 1]);
+    let inner = if transpose_x { a[a.len() - 2] } else { a[a.len() - 1] };
+    let outer = &c[..c.len() - 2];
+    let (left, right) = (planner.operand(x)?, planner.operand(y)?);
+    let (id, len) = planner.output(*out)?;
+    let offsets: Vec<(usize, usize)> = batches(&a, outer).into_iter().zip(batches(&b, outer)).collect();
+    let turned = transpose_x.then(|| (planner.scratch(left.len()), turn(&a)));
+    let rhs = if transpose_y { Rhs::Transposed } else { Rhs::Plain };
+    planner.push("matmul", &operation.name, move |memory| {
+        if let Some((scratch, view)) = &turned {
+            memory.write(*scratch, left.len(), |m, out| {
+                view.gather(m.get(&left), out);
+                Ok(())
+            })?;
+        }
+        memory.write(id, len, |m, y| {
+            let a = match &turned {
+                Some((scratch, _)) => &m.buffers[*scratch][..left.len()],
+                None => m.get(&left),
+            };
+            let b = m.get(&right);
+            for (c, (i, j)) in y.chunks_exact_mut((rows * cols).max(1)).zip(&offsets) {
+                let (a, b) = (&a[i * rows * inner..][..rows * inner], &b[j * cols * inner..][..cols * inner]);
+                kernels::matmul(m.kernels, rhs, 1, [rows, cols, inner], a, b, c);
+            }
+            Ok(())
+        })
+    });
+    Ok(true)
+}
+
+fn weighted(planner: &mut Planner, operation: &Operation, x: Var, weight: PackedWeight, out: Var) -> Result<bool> {
+    let accuracy = planner.accuracy(x);
+    let x = planner.operand(x)?;
+    let (id, len) = planner.output(out)?;
+    planner.push("linear", &operation.name, move |memory| {
+        memory.write(id, len, |m, y| {
+            kernels::linear(m.kernels, accuracy, m.get(&x), &weight, None, y);
+            Ok(())
+        })
+    });
+    Ok(true)
+}
+
+/// The transpose of a constant matrix `[K, N]`, computed once.
+fn transposed(planner: &mut Planner, var: Var) -> Result<Option<PackedWeight>> {
+    let is_constant = matches!(planner.place(var)?, Place::Const(_) | Place::Packed);
+    let shape = planner.shape(var)?;
+    let (true, &[rows, cols]) = (is_constant, &shape[..]) else { return Ok(None) };
+    let Operand::Const(values) = planner.operand(var)? else { return Ok(None) };
+    let mut turned = vec![0f32; values.len()];
+    turn(&[rows, cols]).gather(&values, &mut turned);
+    let weight = PackedWeight::dense(cols, rows, turned.into());
+    Ok(Some(weight.map_err(|e| Error::new(e.to_string()))?))
+}
+
+/// A view that swaps the last two axes of a row-major tensor.
+fn turn(shape: &[usize]) -> View {
+    let (mut sizes, mut strides) = (shape.to_vec(), row_major(shape));
+    let rank = shape.len();
+    sizes.swap(rank - 2, rank - 1);
+    strides.swap(rank - 2, rank - 1);
+    View { offset: 0, sizes, strides }
+}
+
+/// For each matrix of the result, the number of the matrix of a factor, whose outer axes broadcast to `outer`.
+fn batches(shape: &[usize], outer: &[usize]) -> Vec<usize> {
+    let strides = broadcast(&shape[..shape.len() - 2], outer);
+    let numbers: Vec<usize> = (0..shape[..shape.len() - 2].iter().product::<usize>().max(1)).collect();
+    let mut out = vec![0; outer.iter().product()];
+    View { offset: 0, sizes: outer.to_vec(), strides }.gather(&numbers, &mut out);
+    out
+}

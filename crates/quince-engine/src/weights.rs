@@ -1,0 +1,208 @@
+//! From constants and `constexpr_*` operations to weights that kernels read packed.
+
+use crate::kernels::{self, CodeType, Floats, GroupAxis, PackedWeight};
+use quince_mil::{Arg, DType, Defs, Error, Operation, Result, Tensor, Value, bail};
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+
+/// Tensors of weights that had to be computed, so that functions share them. Mapped ones cost nothing to ask for again.
+#[derive(Default)]
+pub(crate) struct WeightCache {
+    computed: Mutex<HashMap<(usize, usize), Tensor>>,
+}
+
+impl WeightCache {
+    /// The tensor of a constant.
+    pub fn tensor(&self, value: &Value) -> Result<Tensor> {
+        let Value::Weight(weight) = value else { return value.tensor() };
+        let mut computed = self.computed.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if let Some(tensor) = computed.get(&weight.id()) {
+            return Ok(tensor.clone());
+        }
+        let tensor = weight.load()?;
+        if !tensor.bytes().is_mapped() {
+            computed.insert(weight.id(), tensor.clone());
+        }
+        Ok(tensor)
+    }
+}
+
+/// The matrix `[rows, cols]` behind an operation that makes a constant: rows are the first axis, columns all others.
+/// `None` if its form is not one that kernels read packed: then the operation is evaluated.
+pub(crate) fn packed(cache: &WeightCache, defs: &Defs, operation: &Operation) -> Result<Option<PackedWeight>> {
+    let source = Source { cache, defs, operation };
+    match operation.op_name() {
+        "const" => source.dense(),
+        "constexpr_lut_to_dense" => source.lut(),
+        "constexpr_blockwise_shift_scale" => source.blockwise(),
+        "constexpr_affine_dequantize" => source.affine(),
+        _ => Ok(None),
+    }
+}
+
+struct Source<'a> {
+    cache: &'a WeightCache,
+    defs: &'a Defs<'a>,
+    operation: &'a Operation,
+}
+
+impl Source<'_> {
+    /// The constant tensor of a parameter, or `None` if it is absent or the result of another operation.
+    fn constant(&self, param: &str) -> Result<Option<Tensor>> {
+        let Some(arg) = self.operation.arg(param) else { return Ok(None) };
+        let value = match arg {
+            Arg::Value(value) => Some(value),
+            Arg::Var(_) => self.defs.constant(arg),
+        };
+        value.map(|value| self.cache.tensor(value)).transpose()
+    }
+
+    fn dense(&self) -> Result<Option<PackedWeight>> {
+        let Some(value) = self.operation.constant() else { return Ok(None) };
+        let Some(ty) = value.tensor_type() else { return Ok(None) };
+        let Some((rows, cols)) = matrix(&ty.dims().unwrap_or_default()) else { return Ok(None) };
+        let tensor = self.cache.tensor(value)?;
+        Ok(match floats(&tensor)? {
+            Some(values) => Some(PackedWeight::dense(rows, cols, values).map_err(wrong)?),
+            None => None,
+        })
+    }
+
+    /// `lut` is `[groups..., entries, 1]` in the form of iOS 18, and `[entries]` with packed indices in that of iOS 16.
+    fn lut(&self) -> Result<Option<PackedWeight>> {
+        let (Some(indices), Some(tables)) = (self.constant("indices")?, self.table()?) else { return Ok(None) };
+        let shape = match self.constant("shape")? {
+            Some(shape) => shape.to_i64()?.into_iter().map(|n| n as usize).collect(),
+            None => indices.shape().to_vec(),
+        };
+        let Some((rows, cols)) = matrix(&shape) else { return Ok(None) };
+        let (entries, groups) = match tables.shape() {
+            [entries] => (*entries, vec![1; shape.len()]),
+            [groups @ .., entries, 1] if groups.len() == shape.len() => (*entries, groups.to_vec()),
+            _ => return Ok(None),
+        };
+        let (axis, count) = match groups[..] {
+            [rows, ref rest @ ..] if rest.iter().all(|&n| n == 1) => (GroupAxis::Rows, rows),
+            [1, cols, ref rest @ ..] if rest.iter().all(|&n| n == 1) && shape[2..].iter().all(|&n| n == 1) => {
+                (GroupAxis::Cols, cols)
+            }
+            _ => return Ok(None),
+        };
+        let even = if axis == GroupAxis::Rows { rows } else { cols };
+        if count == 0 || !even.is_multiple_of(count) || !entries.is_power_of_two() {
+            return Ok(None);
+        }
+        let Some(values) = floats(&tables)? else { return Ok(None) };
+        let nbits = entries.trailing_zeros() as usize;
+        let weight = PackedWeight::lut(rows, cols, nbits, bytes(&indices)?, &values, axis).map_err(wrong)?;
+        Ok(Some(weight))
+    }
+
+    /// The lookup tables: a constant, or tables that are themselves quantized, which are small and dequantized here.
+    fn table(&self) -> Result<Option<Tensor>> {
+        if let Some(tables) = self.constant("lut")? {
+            return Ok(Some(tables));
+        }
+        let inner = self.operation.var("lut").and_then(|var| self.defs.producer(var));
+        match inner {
+            Some(inner) => Ok(Some(dense(self.cache, self.defs, inner)?)),
+            None => Ok(None),
+        }
+    }
+
+    fn blockwise(&self) -> Result<Option<PackedWeight>> {
+        let (Some(data), Some(scale)) = (self.constant("data")?, self.constant("scale")?) else { return Ok(None) };
+        let (Some((rows, cols)), Some(codes)) = (matrix(data.shape()), code_type(data.dtype())) else {
+            return Ok(None);
+        };
+        let Some(grid) = matrix(scale.shape()) else { return Ok(None) };
+        // Blocks along a third axis do not lie one after the other along the columns.
+        if scale.rank() != data.rank() || (data.rank() > 2 && data.shape()[2..].iter().any(|&n| n != 1)) {
+            return Ok(None);
+        }
+        let offset = self.constant("offset")?;
+        if offset.as_ref().is_some_and(|offset| offset.dtype() != data.dtype() || offset.shape() != scale.shape()) {
+            return Ok(None);
+        }
+        let Some(scale) = floats(&scale)? else { return Ok(None) };
+        let offset = offset.map(|offset| bytes(&offset)).transpose()?;
+        let grid = [grid.0, grid.1];
+        let weight = PackedWeight::affine(rows, cols, codes, bytes(&data)?, scale, offset, grid).map_err(wrong)?;
+        Ok(Some(weight))
+    }
+
+    /// The form of iOS 16: one scale, or one for each row.
+    fn affine(&self) -> Result<Option<PackedWeight>> {
+        let (Some(data), Some(scale)) = (self.constant("quantized_data")?, self.constant("scale")?) else {
+            return Ok(None);
+        };
+        let (Some((rows, cols)), Some(codes)) = (matrix(data.shape()), code_type(data.dtype())) else {
+            return Ok(None);
+        };
+        let axis = self.constant("axis")?.map(|axis| axis.to_i64()).transpose()?;
+        let by_row = scale.len() == 1 || (axis.is_some_and(|axis| axis == [0]) && scale.len() == rows);
+        let zero_point = self.constant("zero_point")?;
+        let offset = match zero_point {
+            Some(zero) if zero.dtype() != data.dtype() => return Ok(None),
+            Some(zero) if zero.len() == scale.len() => Some(bytes(&zero)?),
+            Some(zero) if zero.len() == 1 => Some(zero.bytes().repeat(scale.len()).into()),
+            Some(_) => return Ok(None),
+            None => None,
+        };
+        let (true, Some(values)) = (by_row, floats(&scale)?) else { return Ok(None) };
+        let grid = [scale.len(), 1];
+        let weight = PackedWeight::affine(rows, cols, codes, bytes(&data)?, values, offset, grid).map_err(wrong)?;
+        Ok(Some(weight))
+    }
+}
+
+/// The tensor that a `const` or `constexpr_*` operation makes, computed.
+pub(crate) fn dense(cache: &WeightCache, defs: &Defs, operation: &Operation) -> Result<Tensor> {
+    if let Some(value) = operation.constant() {
+        return cache.tensor(value);
+    }
+    let op = operation.op()?;
+    let args = quince_mil::verify::bind(op, operation, |arg| {
+        let value = match arg {
+            Arg::Value(value) => value.tensor()?,
+            Arg::Var(var) => match defs.producer(*var) {
+                Some(inner) => dense(cache, defs, inner)?,
+                None => bail!("a weight is computed from `{}`, which is not constant", operation.name),
+            },
+        };
+        Ok(quince_mil::op::ArgInfo::known(value.into()))
+    })?;
+    op.eval(&args)?.into_iter().next().ok_or_else(|| Error::new("an operation without results makes no weight"))
+}
+
+/// Rows and columns of a weight of any rank from 1: the first axis, and all others.
+fn matrix(shape: &[usize]) -> Option<(usize, usize)> {
+    let (rows, rest) = shape.split_first()?;
+    Some((*rows, rest.iter().try_fold(1usize, |n, &dim| n.checked_mul(dim))?))
+}
+
+fn code_type(dtype: DType) -> Option<CodeType> {
+    Some(match dtype {
+        DType::I8 => CodeType::Int8,
+        DType::U8 => CodeType::Uint8,
+        DType::I4 => CodeType::Int4,
+        DType::U4 => CodeType::Uint4,
+        _ => return None,
+    })
+}
+
+fn floats(tensor: &Tensor) -> Result<Option<Floats>> {
+    Ok(match tensor.dtype() {
+        DType::F16 => Some(Floats::F16(bytes(tensor)?)),
+        DType::F32 => Some(Floats::F32(bytes(tensor)?)),
+        _ => None,
+    })
+}
+
+fn bytes(tensor: &Tensor) -> Result<kernels::Bytes> {
+    kernels::Bytes::new(Arc::new(tensor.bytes().clone()), 0, tensor.bytes().len()).map_err(wrong)
+}
+
+fn wrong(error: kernels::WeightError) -> Error {
+    Error::new(error.to_string())
+}
