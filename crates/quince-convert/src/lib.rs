@@ -1,1 +1,36 @@
-//! From checkpoint to program: shared blocks, one file for each architecture, one lowering for each target
+//! From checkpoint to program: shared blocks, one file for each architecture, one lowering for each target.
+//!
+//! ```text
+//! config.json ── models/<model_type>.rs ──▶ semantic program ── lower/<target>.rs ──▶ MIL program
+//!                written in Graph, blocks    linear, rms_norm,    init, decode, full:
+//!                                            rope, attention...   layout, cache, precision
+//! ```
+//!
+//! A model file says what the model computes and nothing else. The *semantic program* that it writes ([`semantic()`])
+//! has one function, float32 weights and semantic operations; quince_mil::eval and the engine run it, and it is the
+//! reference that everything after it is compared with.
+//!
+//! # Adding a target
+//!
+//! A lowering reads the semantic program operation by operation and writes, for each function that is asked for, what
+//! its target runs well. [`lower`](mod@lower) has the table of targets, `lower/gpu.rs` the first of them: a table from
+//! semantic operation to rule; operations that MIL has already are copied. The Neural Engine's lowering is one more file
+//! with its own rules (`linear` becomes a 1×1 `conv` over (B, C, 1, S), `attention` a product, a mask and a softmax for
+//! each group of heads, `rms_norm` a form that cannot overflow float16, `logits` several products) and one more line in
+//! the table; what functions, caches, positions and masks are, it shares. A Core AI emitter starts from the same
+//! semantic program: its rules give that system's operations instead of MIL's. Neither touches a model file, and both
+//! are held to the same laws: lowered = semantic, cached = full.
+
+pub mod blocks;
+mod component;
+pub mod graph;
+pub mod lower;
+pub mod models;
+mod rope;
+mod semantic;
+
+pub use component::Component;
+pub use graph::Graph;
+pub use models::{Architecture, MODELS, Model};
+pub use rope::Rope;
+pub use semantic::{Semantic, semantic, semantic_of};

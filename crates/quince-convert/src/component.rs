@@ -1,0 +1,112 @@
+//! Which part of a transformer a weight belongs to, by its Hugging Face name, so that parts can be compressed
+//! differently.
+
+use std::fmt;
+
+/// A part of a transformer.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum Component {
+    /// The table of token embeddings, and learned positions. A tied embedding is this, not [`Component::LmHead`].
+    Embed,
+    /// Projections to query, key and value, and out of attention.
+    Attention,
+    /// Feed-forward blocks, experts and their routers.
+    Mlp,
+    /// The projection to logits.
+    LmHead,
+    /// Norms.
+    Norm,
+    /// Anything else.
+    Other,
+}
+
+/// Parts with the words that stand for them in a name; the first row that matches a word of the name counts, so that
+/// `self_attn.q_norm` is a norm.
+const TABLE: &[(Component, &str, &[&str])] = &[
+    (Component::Norm, "norm", &["norm", "ln_", "layernorm"]),
+    (Component::LmHead, "lm_head", &["lm_head", "embed_out"]),
+    (Component::Embed, "embed", &["embed", "wte", "wpe"]),
+    (Component::Attention, "attention", &["attn", "attention", "q_proj", "k_proj", "v_proj", "o_proj", "qkv"]),
+    (
+        Component::Mlp,
+        "mlp",
+        &[
+            "mlp",
+            "feed_forward",
+            "ffn",
+            "fc1",
+            "fc2",
+            "gate_proj",
+            "up_proj",
+            "down_proj",
+            "expert",
+            "router",
+            "intermediate",
+            "output.dense",
+        ],
+    ),
+];
+
+impl Component {
+    /// The part that the weight of this name belongs to.
+    pub fn of(name: &str) -> Component {
+        let name = name.to_ascii_lowercase();
+        let row = TABLE.iter().find(|(_, _, words)| words.iter().any(|word| name.contains(word)));
+        row.map_or(Component::Other, |row| row.0)
+    }
+
+    /// Every part.
+    pub fn all() -> impl Iterator<Item = Component> {
+        TABLE.iter().map(|row| row.0).chain([Component::Other])
+    }
+
+    /// The name on the command line: `attention`.
+    pub fn name(self) -> &'static str {
+        TABLE.iter().find(|row| row.0 == self).map_or("other", |row| row.1)
+    }
+
+    /// The part of this name.
+    pub fn from_name(name: &str) -> Option<Component> {
+        Component::all().find(|component| component.name() == name)
+    }
+}
+
+impl fmt::Display for Component {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_many_architectures_are_told_apart() {
+        use Component::*;
+        for (name, expected) in [
+            ("model.embed_tokens.weight", Embed),
+            ("transformer.wte.weight", Embed),
+            ("model.layers.3.self_attn.q_proj.weight", Attention),
+            ("model.layers.3.self_attn.q_norm.weight", Norm),
+            ("gpt_neox.layers.0.attention.query_key_value.weight", Attention),
+            ("encoder.layer.0.attention.output.dense.weight", Attention),
+            ("encoder.layer.0.output.dense.weight", Mlp),
+            ("encoder.layer.0.output.LayerNorm.weight", Norm),
+            ("model.layers.3.mlp.down_proj.weight", Mlp),
+            ("model.layers.3.input_layernorm.weight", Norm),
+            ("transformer.h.0.ln_1.weight", Norm),
+            ("lm_head.weight", LmHead),
+            ("pooler.dense.weight", Other),
+        ] {
+            assert_eq!(Component::of(name), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn names_come_back() {
+        for component in Component::all() {
+            assert_eq!(Component::from_name(component.name()), Some(component));
+        }
+    }
+}

@@ -1,0 +1,120 @@
+//! The GPU and the CPU: (B, S, D) with `linear` and fused `scaled_dot_product_attention`.
+//!
+//! What the rules write is fixed, because the engine recognises it:
+//!
+//! - `rms_norm` computes in float32, where squares cannot overflow: in float16 programs x is cast to float32 first and
+//!   the result cast back before it is multiplied with the weight, as transformers does.
+//!
+//!   ```text
+//!   squares = square(x);  mean = reduce_mean(squares, axes = [-1], keep_dims = true)
+//!   scale = rsqrt(mean, epsilon);  normed = mul(x, scale);  y = mul(normed, weight)
+//!   ```
+//!
+//! - `rope` rotates pairs (a, b) = (x[i], x[i + pairs]) by tables of [1, S, 1, pairs], gathered once for all layers:
+//!
+//!   ```text
+//!   a = slice_by_index(x, .. pairs);  b = slice_by_index(x, pairs .. 2 · pairs)
+//!   y = concat([sub(mul(a, cos), mul(b, sin)), add(mul(b, cos), mul(a, sin)), the rest of x])
+//!   ```
+//!
+//! - `attention`: see `lower/attention.rs`; its cache: `lower/cache.rs`.
+
+use super::attention::attention;
+use super::{ComputeUnits, Precision, Rule, Target, Writer};
+use quince_mil::{Args, DType, Input, Operation, Result, Var, bail};
+
+/// The target.
+pub(super) const GPU: Target = Target {
+    name: "GPU and CPU",
+    units: &[ComputeUnits::All, ComputeUnits::CpuAndGpu, ComputeUnits::CpuOnly],
+    rules: RULES,
+};
+
+const RULES: &[(&str, Rule)] = &[
+    ("attention", attention),
+    ("embedding", embedding),
+    ("logits", logits),
+    ("rms_norm", rms_norm),
+    ("rope", rope),
+    ("split_heads", split_heads),
+];
+
+fn embedding(w: &mut Writer, operation: &Operation, _: &Args) -> Result<Var> {
+    let (table, ids) = (w.input(operation, "weight")?, w.input(operation, "ids")?);
+    w.gather(&operation.name, table, ids)
+}
+
+fn logits(w: &mut Writer, operation: &Operation, _: &Args) -> Result<Var> {
+    let (x, weight) = (w.input(operation, "x")?, w.input(operation, "weight")?);
+    let mut inputs: Vec<(&str, Input)> = vec![("x", x.into()), ("weight", weight.into())];
+    if let Some(bias) = w.optional_input(operation, "bias")? {
+        inputs.push(("bias", bias.into()));
+    }
+    w.op("linear", &operation.name, &inputs)
+}
+
+fn rms_norm(w: &mut Writer, operation: &Operation, args: &Args) -> Result<Var> {
+    let name = &operation.name;
+    let (x, weight) = (w.input(operation, "x")?, w.input(operation, "weight")?);
+    let epsilon = args.float("epsilon")? as f32;
+    let wide = match w.settings.precision {
+        Precision::Float16 => w.cast(&format!("{name}.float32"), x, DType::F32)?,
+        Precision::Float32 => x,
+    };
+    let squares = w.op("square", &format!("{name}.squares"), &[("x", wide.into())])?;
+    let inputs = [("x", squares.into()), ("axes", [-1].into()), ("keep_dims", true.into())];
+    let mean = w.op("reduce_mean", &format!("{name}.mean"), &inputs)?;
+    let scale = w.op("rsqrt", &format!("{name}.scale"), &[("x", mean.into()), ("epsilon", epsilon.into())])?;
+    let mut normed = w.op("mul", &format!("{name}.normed"), &[("x", wide.into()), ("y", scale.into())])?;
+    if w.settings.precision == Precision::Float16 {
+        normed = w.cast(&format!("{name}.float16"), normed, DType::F16)?;
+    }
+    w.op("mul", name, &[("x", normed.into()), ("y", weight.into())])
+}
+
+fn rope(w: &mut Writer, operation: &Operation, args: &Args) -> Result<Var> {
+    let name = &operation.name;
+    if args.bool("interleaved")? || args.has("position") {
+        bail!("found rotary positions of interleaved pairs or of its own, expected halves and those of the tokens");
+    }
+    let x = w.input(operation, "x")?;
+    let frequencies = args.tensor("inverse_frequencies")?.to_f32()?;
+    let (cos, sin) = w.rotary(&frequencies, args.float("attention_scaling")? as f32)?;
+    let pairs = frequencies.len();
+    let a = last_axis(w, &format!("{name}.a"), x, 0, Some(pairs))?;
+    let b = last_axis(w, &format!("{name}.b"), x, pairs, Some(2 * pairs))?;
+    let mut product = |part: &str, x: Var, table: Var| {
+        w.op("mul", &format!("{name}.{part}"), &[("x", x.into()), ("y", table.into())])
+    };
+    let (a_cos, b_sin) = (product("a_cos", a, cos)?, product("b_sin", b, sin)?);
+    let (b_cos, a_sin) = (product("b_cos", b, cos)?, product("a_sin", a, sin)?);
+    let turned_a = w.op("sub", &format!("{name}.turned_a"), &[("x", a_cos.into()), ("y", b_sin.into())])?;
+    let turned_b = w.op("add", &format!("{name}.turned_b"), &[("x", b_cos.into()), ("y", a_sin.into())])?;
+    let mut parts = vec![turned_a, turned_b];
+    if args.shape("x")?.last().and_then(|dim| dim.fixed()) != Some(2 * pairs) {
+        parts.push(last_axis(w, &format!("{name}.rest"), x, 2 * pairs, None)?);
+    }
+    w.concat(name, parts, -1)
+}
+
+/// The elements of the last of four axes from `begin` to before `end`, or to the last.
+fn last_axis(w: &mut Writer, name: &str, x: Var, begin: usize, end: Option<usize>) -> Result<Var> {
+    let corner = |last: usize| -> Result<Input> { Ok(super::writer::int_vector(&[0, 0, 0, last])?.into()) };
+    let inputs = [
+        ("x", x.into()),
+        ("begin", corner(begin)?),
+        ("end", corner(end.unwrap_or(0))?),
+        ("end_mask", [true, true, true, end.is_none()].into()),
+    ];
+    w.op("slice_by_index", name, &inputs)
+}
+
+fn split_heads(w: &mut Writer, operation: &Operation, args: &Args) -> Result<Var> {
+    let (x, heads) = (w.input(operation, "x")?, args.int("heads")?);
+    let width = args.shape("x")?.last().and_then(|dim| dim.fixed());
+    let (Ok(heads), Some(width)) = (usize::try_from(heads), width) else {
+        bail!("found {heads} heads, expected a number that divides a known width");
+    };
+    let shape = super::attention::shape(&[1, -1, heads as i64, (width / heads.max(1)) as i64])?;
+    w.op("reshape", &operation.name, &[("x", x.into()), ("shape", shape)])
+}

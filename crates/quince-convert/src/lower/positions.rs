@@ -1,0 +1,182 @@
+//! Positions, rotary tables and masks of a function: each written once, where it is first asked for.
+
+use super::writer::Writer;
+use super::{FunctionKind, KvCache, Length};
+use quince_mil::{DType, Input, Result, Tensor, Var, Weight};
+use std::collections::HashMap;
+
+/// What a function has written so far.
+pub(super) struct Positions {
+    /// The input `position`, of functions with a cache.
+    start: Option<Var>,
+    /// The position after the call's last token.
+    pub stop: Option<Var>,
+    of_tokens: Option<Var>,
+    of_keys: Option<Var>,
+    masks: HashMap<(usize, usize), Var>,
+    /// By index of the table: cosines and sines of the tokens.
+    rotary: HashMap<usize, (Var, Var)>,
+}
+
+/// Cosines and sines of every position, for one set of frequencies: [context, pairs] each.
+pub(super) struct RotaryTable {
+    frequencies: Vec<f32>,
+    scaling: f32,
+    cos: Weight,
+    sin: Weight,
+}
+
+impl Positions {
+    pub fn new(start: Option<Var>) -> Positions {
+        Positions { start, stop: None, of_tokens: None, of_keys: None, masks: HashMap::new(), rotary: HashMap::new() }
+    }
+}
+
+impl Writer<'_> {
+    /// The input `position`: how many tokens are in the cache.
+    pub(super) fn start(&self) -> Option<Var> {
+        self.positions.start
+    }
+
+    /// The position of each token: int32 [S].
+    pub(super) fn token_positions(&mut self) -> Result<Var> {
+        if let Some(var) = self.positions.of_tokens {
+            return Ok(var);
+        }
+        let var = match (self.spec.kind, self.start()) {
+            (FunctionKind::Cached { tokens: 1, .. }, Some(start)) => start,
+            (FunctionKind::Cached { tokens, .. }, Some(start)) => {
+                self.op("add", "positions", &[("x", start.into()), ("y", count(tokens).into())])?
+            }
+            (FunctionKind::Full(Length::Fixed(length)), _) => self.constant("positions", count(length)),
+            _ => {
+                let shape = self.op("shape", "input_shape", &[("x", self.ids.into())])?;
+                let inputs = [("x", shape.into()), ("begin", [1].into()), ("end", [2].into())];
+                let squeeze = ("squeeze_mask", [true].into());
+                let length = self.op("slice_by_index", "length", &[&inputs[..], &[squeeze]].concat())?;
+                let inputs = [("start", 0.into()), ("end", length.into()), ("step", 1.into())];
+                self.op("range_1d", "positions", &inputs)?
+            }
+        };
+        self.positions.of_tokens = Some(var);
+        Ok(var)
+    }
+
+    /// The position of each key: int32 [K]. Keys of a cache that comes as an input and has not been filled so far are
+    /// put after every token.
+    fn key_positions(&mut self) -> Result<Var> {
+        if let Some(var) = self.positions.of_keys {
+            return Ok(var);
+        }
+        let context = self.settings.context;
+        let var = match (self.start(), self.settings.kv_cache) {
+            (None, _) | (_, KvCache::None) => self.token_positions()?,
+            (Some(_), KvCache::State) => self.constant("key_positions", count(context)),
+            (Some(start), KvCache::Io) => {
+                let slots = self.constant("slots", count(context));
+                let filled = self.op("less", "slots_filled", &[("x", slots.into()), ("y", start.into())])?;
+                let after: Input = vec![i32::MAX; context].into();
+                let inputs = [("cond", filled.into()), ("a", slots.into()), ("b", after)];
+                let slots = self.op("select", "slot_positions", &inputs)?;
+                let tokens = self.token_positions()?;
+                self.concat("key_positions", vec![slots, tokens], 0)?
+            }
+        };
+        self.positions.of_keys = Some(var);
+        Ok(var)
+    }
+
+    /// Which keys a token may attend to: bool [1, 1, repeats · S, K], the tokens repeated for the heads of a group. A
+    /// token sees itself and those before it, with a window (0 for none) only that many.
+    pub(super) fn mask(&mut self, window: usize, repeats: usize) -> Result<Var> {
+        if let Some(mask) = self.positions.masks.get(&(window, repeats)) {
+            return Ok(*mask);
+        }
+        let (mut tokens, keys) = (self.token_positions()?, self.key_positions()?);
+        if repeats > 1 {
+            tokens = self.concat("query_positions", vec![tokens; repeats], 0)?;
+        }
+        let tokens = self.op("expand_dims", "query_rows", &[("x", tokens.into()), ("axes", [0, 1, 3].into())])?;
+        let keys = self.op("expand_dims", "key_columns", &[("x", keys.into()), ("axes", [0, 1, 2].into())])?;
+        let mut mask = self.op("greater_equal", "causal_mask", &[("x", tokens.into()), ("y", keys.into())])?;
+        if window > 0 {
+            let before = super::writer::int_vector(&[window])?[0];
+            let first = self.op("sub", "window_start", &[("x", tokens.into()), ("y", before.into())])?;
+            let near = self.op("greater", "within_window", &[("x", keys.into()), ("y", first.into())])?;
+            mask = self.op("logical_and", "window_mask", &[("x", mask.into()), ("y", near.into())])?;
+        }
+        self.positions.masks.insert((window, repeats), mask);
+        Ok(mask)
+    }
+
+    /// Cosines and sines of the tokens' positions: [1, S, 1, pairs] each.
+    pub(super) fn rotary(&mut self, frequencies: &[f32], scaling: f32) -> Result<(Var, Var)> {
+        let known =
+            self.shared.tables.iter().position(|table| table.frequencies == frequencies && table.scaling == scaling);
+        let index = known.unwrap_or(self.shared.tables.len());
+        if known.is_none() {
+            let table = RotaryTable::new(frequencies, scaling, self.settings.context, self.dtype(), index)?;
+            self.shared.tables.push(table);
+        }
+        if let Some(vars) = self.positions.rotary.get(&index) {
+            return Ok(*vars);
+        }
+        let (cos, sin) = (self.shared.tables[index].cos.clone(), self.shared.tables[index].sin.clone());
+        let vars = (self.table_rows(&cos)?, self.table_rows(&sin)?);
+        self.positions.rotary.insert(index, vars);
+        Ok(vars)
+    }
+
+    fn table_rows(&mut self, table: &Weight) -> Result<Var> {
+        let positions = self.token_positions()?;
+        let name = format!("{}.rows", table.name());
+        let table = self.weight(table);
+        let rows = self.gather(&name, table, positions)?;
+        self.op("expand_dims", &format!("{name}.heads"), &[("x", rows.into()), ("axes", [0, 2].into())])
+    }
+
+    /// The rows of `table` at `indices`.
+    pub(super) fn gather(&mut self, name: &str, table: Var, indices: Var) -> Result<Var> {
+        let inputs = [
+            ("x", table.into()),
+            ("indices", indices.into()),
+            ("axis", 0.into()),
+            ("batch_dims", 0.into()),
+            ("validate_indices", false.into()),
+        ];
+        self.op("gather", name, &inputs)
+    }
+
+    /// Values one after the other along an axis.
+    pub(super) fn concat(&mut self, name: &str, values: Vec<Var>, axis: i32) -> Result<Var> {
+        self.op("concat", name, &[("values", values.into()), ("axis", axis.into()), ("interleave", false.into())])
+    }
+}
+
+/// 0, 1, ... before `n`. Callers have checked that sizes fit 31 bits.
+fn count(n: usize) -> Vec<i32> {
+    (0..n as i32).collect()
+}
+
+impl RotaryTable {
+    fn new(frequencies: &[f32], scaling: f32, context: usize, dtype: DType, index: usize) -> Result<RotaryTable> {
+        // The angle is rounded to float32, as in transformers: positions far out depend on it.
+        let angles = (0..context).flat_map(|p| frequencies.iter().map(move |f| f64::from(p as f32 * f)));
+        let (mut cos, mut sin) = (Vec::new(), Vec::new());
+        for angle in angles {
+            cos.push(angle.cos() as f32 * scaling);
+            sin.push(angle.sin() as f32 * scaling);
+        }
+        let weight = |name: &str, values: Vec<f32>| -> Result<Weight> {
+            let name = if index == 0 { name.to_owned() } else { format!("{name}_{index}") };
+            let tensor = Tensor::from_f32(dtype, [context, frequencies.len()], values)?;
+            Ok(Weight::from_tensor(&name, tensor))
+        };
+        Ok(RotaryTable {
+            frequencies: frequencies.to_vec(),
+            scaling,
+            cos: weight("rope_cos", cos)?,
+            sin: weight("rope_sin", sin)?,
+        })
+    }
+}

@@ -1,0 +1,255 @@
+//! Goes through a semantic program and writes a function of the lowered one.
+
+use super::cache::Cache;
+use super::last::only_last;
+use super::positions::Positions;
+use super::{FunctionKind, FunctionSpec, Length, LogitsOf, Rule, Settings};
+use crate::semantic::{Semantic, lengths};
+use quince_mil::op::ArgInfo;
+use quince_mil::{
+    Arg, Args, Builder, DType, Dim, Error, Flexibility, Function, Input, Operation, Opset, Result, TensorType, Value,
+    ValueType, Var, Weight, bail, verify,
+};
+use std::collections::{HashMap, HashSet};
+
+/// What the functions of one program share, so that it is stored once: converted weights and rotary tables.
+#[derive(Default)]
+pub(super) struct Shared {
+    weights: HashMap<(usize, usize), Weight>,
+    pub tables: Vec<super::positions::RotaryTable>,
+}
+
+/// Writes one function of a lowered program. Rules append operations with [`Writer::op`] and ask for the arguments of
+/// the semantic operation with [`Writer::input`].
+pub struct Writer<'a> {
+    semantic: &'a Semantic,
+    pub(super) settings: &'a Settings,
+    pub(super) spec: &'a FunctionSpec,
+    pub(super) shared: &'a mut Shared,
+    builder: Builder,
+    /// `input_ids`.
+    pub(super) ids: Var,
+    pub(super) positions: Positions,
+    pub(super) cache: Cache,
+    /// By semantic variable: the values of its constants, its lowered variable, and that of its last token.
+    constants: HashMap<Var, &'a Value>,
+    lowered: HashMap<Var, Var>,
+    last: HashMap<Var, Var>,
+    /// Semantic variables that are computed for the last token alone.
+    only_last: HashSet<Var>,
+    /// Whether the operation being lowered is one of those.
+    at_last: bool,
+}
+
+impl<'a> Writer<'a> {
+    pub(super) fn new(
+        semantic: &'a Semantic,
+        settings: &'a Settings,
+        spec: &'a FunctionSpec,
+        shared: &'a mut Shared,
+    ) -> Result<Writer<'a>> {
+        let mut builder = Builder::new(Function::new(&spec.name, Opset::CoreML8));
+        let (tokens, flexibility) = match spec.kind {
+            FunctionKind::Full(Length::Flexible) => (Dim::Unknown, lengths(settings.context)),
+            FunctionKind::Full(Length::Fixed(n)) => (Dim::Fixed(n), Flexibility::Fixed),
+            FunctionKind::Cached { tokens, .. } => (Dim::Fixed(tokens), Flexibility::Fixed),
+        };
+        let ty = TensorType { dtype: DType::I32, shape: vec![Dim::Fixed(1), tokens] };
+        let ids = builder.input("input_ids", ty.into(), flexibility);
+        let position = match spec.kind {
+            FunctionKind::Full(_) => None,
+            FunctionKind::Cached { .. } => {
+                Some(builder.input("position", ValueType::tensor(DType::I32, &[1]), Flexibility::Fixed))
+            }
+        };
+        let cache = Cache::new(semantic, settings, spec, &mut builder)?;
+        let main = semantic.main();
+        let operations = &main.block.operations;
+        let constants =
+            operations.iter().filter_map(|o| Some((*o.outputs.first()?, o.constant()?))).collect::<HashMap<_, _>>();
+        let only_last = match spec.kind {
+            FunctionKind::Cached { tokens, logits: LogitsOf::Last } if tokens > 1 => only_last(main, &constants),
+            _ => HashSet::new(),
+        };
+        Ok(Writer {
+            semantic,
+            settings,
+            spec,
+            shared,
+            builder,
+            ids,
+            positions: Positions::new(position),
+            cache,
+            constants,
+            lowered: main.inputs.first().map(|input| (input.var, ids)).into_iter().collect(),
+            last: HashMap::new(),
+            only_last,
+            at_last: false,
+        })
+    }
+
+    /// Lowers every operation: by its rule, or by copying it.
+    pub(super) fn write(mut self, rules: &[(&str, Rule)]) -> Result<Function> {
+        let main = self.semantic.main();
+        for operation in &main.block.operations {
+            let &[output] = &operation.outputs[..] else {
+                bail!("operation `{}` has {} results, expected one", operation.name, operation.outputs.len());
+            };
+            if operation.constant().is_some() {
+                continue;
+            }
+            self.at_last = self.only_last.contains(&output);
+            let lowered = match rules.iter().find(|(name, _)| *name == operation.op_name()) {
+                Some((_, rule)) => {
+                    let args = self.args(operation)?;
+                    rule(&mut self, operation, &args)
+                }
+                None => self.copy(operation),
+            };
+            let place = || format!("operation `{}` ({})", operation.name, operation.op_name());
+            self.lowered.insert(output, lowered.map_err(|e| e.at(place()))?);
+        }
+        let mut outputs = Vec::new();
+        for output in &main.block.outputs {
+            outputs.push(self.of(*output)?);
+        }
+        outputs.extend(self.new_rows()?);
+        Ok(self.builder.finish(outputs))
+    }
+
+    /// The floating-point type of the program.
+    pub fn dtype(&self) -> DType {
+        self.settings.precision.dtype()
+    }
+
+    /// Appends an operation with one result.
+    pub fn op(&mut self, op: &str, name: &str, inputs: &[(&str, Input)]) -> Result<Var> {
+        self.builder.op(op, name, inputs)
+    }
+
+    /// Appends an operation without a result.
+    pub(super) fn statement(&mut self, op: &str, name: &str, inputs: &[(&str, Input)]) -> Result<()> {
+        self.builder.ops(op, name, inputs).map(|_| ())
+    }
+
+    /// Adds a constant.
+    pub(super) fn constant(&mut self, name: &str, value: impl Into<Value>) -> Var {
+        self.builder.constant(name, value.into())
+    }
+
+    /// Adds a weight, or finds it if the function has it.
+    pub(super) fn weight(&mut self, weight: &Weight) -> Var {
+        self.builder.weight(weight)
+    }
+
+    /// A number in the floating-point type of the program.
+    pub fn number(&self, value: f32) -> Result<Input> {
+        Ok(quince_mil::Tensor::scalar(value).cast(self.dtype())?.into())
+    }
+
+    /// The lowered variable of an argument of a semantic operation; of its last token where no other is needed.
+    pub fn input(&mut self, operation: &Operation, param: &str) -> Result<Var> {
+        match operation.arg(param) {
+            Some(Arg::Var(var)) => self.of(*var),
+            _ => bail!("found no variable for the parameter `{param}`, expected one"),
+        }
+    }
+
+    /// The lowered variable of an argument that may be left out.
+    pub fn optional_input(&mut self, operation: &Operation, param: &str) -> Result<Option<Var>> {
+        operation.arg(param).is_some().then(|| self.input(operation, param)).transpose()
+    }
+
+    fn of(&mut self, var: Var) -> Result<Var> {
+        if let Some(value) = self.constants.get(&var).copied() {
+            return self.converted(&self.semantic.main().var(var).name, value);
+        }
+        let lowered = self.lowered.get(&var).copied();
+        let lowered = lowered.ok_or_else(|| Error::new(format!("variable number {} is not lowered yet", var.0)))?;
+        if self.at_last && !self.only_last.contains(&var) { self.last_token(var, lowered) } else { Ok(lowered) }
+    }
+
+    /// The last of the tokens, which are the second axis.
+    fn last_token(&mut self, var: Var, lowered: Var) -> Result<Var> {
+        if let Some(last) = self.last.get(&var) {
+            return Ok(*last);
+        }
+        let name = format!("{}.last", self.semantic.main().var(var).name);
+        let Some(shape) = self.builder.ty(lowered).as_tensor().and_then(TensorType::dims) else {
+            bail!("found the type {}, expected known sizes", self.builder.ty(lowered));
+        };
+        let begin: Vec<usize> = (0..shape.len()).map(|axis| if axis == 1 { shape[1] - 1 } else { 0 }).collect();
+        let last = self.slice(&name, lowered, &begin, &shape)?;
+        self.last.insert(var, last);
+        Ok(last)
+    }
+
+    /// The part of x from `begin` to before `end` along each axis.
+    pub(super) fn slice(&mut self, name: &str, x: Var, begin: &[usize], end: &[usize]) -> Result<Var> {
+        let ints = |sizes: &[usize]| -> Result<Input> { Ok(int_vector(sizes)?.into()) };
+        self.op("slice_by_index", name, &[("x", x.into()), ("begin", ints(begin)?), ("end", ints(end)?)])
+    }
+
+    /// A constant of the semantic program as one of the lowered: weights are converted when they are asked for.
+    fn converted(&mut self, name: &str, value: &Value) -> Result<Var> {
+        let dtype = self.dtype();
+        match value {
+            Value::Weight(weight) if weight.dtype().is_float() => {
+                let stored = self.semantic.stored(weight);
+                let converted = self.shared.weights.entry(weight.id()).or_insert_with(|| stored.cast(dtype));
+                Ok(self.builder.weight(converted))
+            }
+            value => {
+                let value = self.in_precision(value)?;
+                Ok(self.builder.constant(name, value))
+            }
+        }
+    }
+
+    fn in_precision(&self, value: &Value) -> Result<Value> {
+        Ok(match value {
+            Value::Tensor(tensor) if tensor.dtype().is_float() => tensor.cast(self.dtype())?.into(),
+            value => value.clone(),
+        })
+    }
+
+    /// The same operation on lowered arguments.
+    fn copy(&mut self, operation: &Operation) -> Result<Var> {
+        if operation.op()?.since() == Opset::Semantic {
+            bail!("the target has no rule for `{}`", operation.op_name());
+        }
+        let mut inputs: Vec<(&str, Input)> = Vec::new();
+        for (param, args) in &operation.inputs {
+            let mut lowered = Vec::new();
+            for arg in args {
+                lowered.push(match arg {
+                    Arg::Var(var) => Arg::Var(self.of(*var)?),
+                    Arg::Value(value) => Arg::Value(self.in_precision(value)?),
+                });
+            }
+            inputs.push((param, Input::Many(lowered)));
+        }
+        self.builder.op(operation.op_name(), &operation.name, &inputs)
+    }
+
+    /// The arguments of a semantic operation: types, and values of constants.
+    fn args<'o>(&self, operation: &'o Operation) -> Result<Args<'o>> {
+        let main = self.semantic.main();
+        verify::bind(operation.op()?, operation, |arg| match arg {
+            Arg::Value(value) => Ok(ArgInfo::known(value.clone())),
+            Arg::Var(var) => {
+                Ok(ArgInfo { ty: main.ty(*var).clone(), value: self.constants.get(var).map(|&value| value.clone()) })
+            }
+        })
+    }
+}
+
+/// Sizes as the int32 vector that parameters are.
+pub(super) fn int_vector(sizes: &[usize]) -> Result<Vec<i32>> {
+    let int = |&size: &usize| i32::try_from(size);
+    sizes
+        .iter()
+        .map(int)
+        .collect::<Result<_, _>>()
+        .map_err(|_| Error::new(format!("found the sizes {sizes:?}, expected less than 2^31")))
+}
