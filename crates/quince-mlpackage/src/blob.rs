@@ -102,7 +102,7 @@ impl BlobReader {
             .ok_or_else(|| cut(offset.saturating_add(ALIGN).to_string()))?;
         let at = offset as usize;
         let sentinel = u32_at(&self.bytes, at);
-        if offset % ALIGN != 0 || sentinel != SENTINEL {
+        if !offset.is_multiple_of(ALIGN) || sentinel != SENTINEL {
             return Err(wrong(
                 &self.path,
                 place(),
@@ -123,12 +123,11 @@ impl BlobReader {
             return Err(wrong(&self.path, place(), format!("the data is said to be at {start}, expected {data}")));
         }
         let end = data.checked_add(size).filter(|e| *e <= length).ok_or_else(|| cut(format!("{data} + {size}")))?;
-        if padding_bits > 7 || (size == 0 && padding_bits != 0) {
-            return Err(wrong(
-                &self.path,
-                place(),
-                format!("{padding_bits} unused bits in {size} bytes, expected at most 7"),
-            ));
+        // Before iOS 18 this field held whatever was in memory; it means something for packed types only.
+        let padding_bits = if dtype.is_sub_byte() { padding_bits } else { 0 };
+        if padding_bits > 7 || padding_bits > size * 8 {
+            let problem = format!("{padding_bits} unused bits in {size} bytes, expected at most 7");
+            return Err(wrong(&self.path, place(), problem));
         }
         let bytes = self.bytes.slice(data as usize..end as usize).ok_or_else(|| cut(end.to_string()))?;
         Ok(Blob { dtype: *dtype, bytes, padding_bits })
@@ -167,7 +166,19 @@ pub struct BlobWriter {
     flushed: u64,
     open: Option<OpenBlob>,
     stored: HashMap<[u8; 32], u64>,
+    content: Sha256,
     count: u32,
+}
+
+/// What a finished file holds.
+#[derive(Clone, Copy, Debug)]
+pub struct Stored {
+    /// Number of blobs.
+    pub blobs: u32,
+    /// Size of the file in bytes.
+    pub bytes: u64,
+    /// Hash of the blobs in their order, by type and content.
+    pub hash: [u8; 32],
 }
 
 struct OpenBlob {
@@ -184,7 +195,16 @@ impl BlobWriter {
         let file = File::create_new(path).map_err(|e| refused("create", path, &e))?;
         let mut buffer = Vec::with_capacity(BLOCK);
         buffer.resize(ALIGN as usize, 0);
-        Ok(BlobWriter { path: path.to_owned(), file, buffer, flushed: 0, open: None, stored: HashMap::new(), count: 0 })
+        Ok(BlobWriter {
+            path: path.to_owned(),
+            file,
+            buffer,
+            flushed: 0,
+            open: None,
+            stored: HashMap::new(),
+            content: Sha256::new(),
+            count: 0,
+        })
     }
 
     /// Begins a blob of `elements` elements; its packed bytes follow by [`BlobWriter::write`].
@@ -251,19 +271,20 @@ impl BlobWriter {
             return Ok(offset);
         }
         self.stored.insert(hash, blob.offset);
+        self.content.update(hash);
         self.count += 1;
         Ok(blob.offset)
     }
 
-    /// Writes what is left and the number of blobs, and gives it.
-    pub fn finish(mut self) -> Result<u32> {
+    /// Writes what is left and the number of blobs.
+    pub fn finish(mut self) -> Result<Stored> {
         self.flush()?;
         let mut head = [0u8; 8];
         head[0..4].copy_from_slice(&self.count.to_le_bytes());
         head[4..8].copy_from_slice(&VERSION.to_le_bytes());
         let written = self.file.seek(SeekFrom::Start(0)).and_then(|_| self.file.write_all(&head));
         written.map_err(|e| refused("write", &self.path, &e))?;
-        Ok(self.count)
+        Ok(Stored { blobs: self.count, bytes: self.flushed, hash: self.content.finalize().into() })
     }
 
     fn position(&self) -> u64 {
@@ -332,7 +353,7 @@ mod tests {
         let mut writer = BlobWriter::create(&path).unwrap();
         assert_eq!(store(&mut writer, DType::U3, 3, &[0o21, 1]), 64);
         assert_eq!(store(&mut writer, DType::F16, 1, &[0, 0x3c]), 192);
-        assert_eq!(writer.finish().unwrap(), 2);
+        assert_eq!(writer.finish().unwrap().blobs, 2);
         let bytes = std::fs::read(&path).unwrap();
         assert_eq!(bytes.len(), 192 + 64 + 2, "the last blob is not padded");
         assert_eq!(bytes[..8], [2, 0, 0, 0, 2, 0, 0, 0]);
@@ -358,7 +379,7 @@ mod tests {
         assert_eq!(store(&mut writer, DType::U8, 3, &[1, 2, 3]), small);
         let signed = store(&mut writer, DType::I8, 3, &[1, 2, 3]);
         assert_ne!(signed, small, "another type is another blob");
-        assert_eq!(writer.finish().unwrap(), 3);
+        assert_eq!(writer.finish().unwrap().blobs, 3);
         let reader = BlobReader::open(&path).unwrap();
         assert_eq!(reader.walk().map(|b| b.unwrap().0).collect::<Vec<_>>(), [first, small, signed]);
         assert_eq!(*reader.blob(first).unwrap().bytes, large[..]);

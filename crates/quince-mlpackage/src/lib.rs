@@ -1,8 +1,23 @@
 //! The .mlpackage on disk: manifest, protobuf, weight.bin.
+//!
+//! [`Package::read`] turns a directory into a [`quince_mil::Program`] whose weights stay in the mapped file, and
+//! [`Package::write`] turns a program into a directory, one weight at a time. What was read is written again with every
+//! field it had; what could not be is refused when it is read.
 
 pub mod blob;
 mod error;
+mod interface;
 mod manifest;
+mod names;
+mod package;
 mod proto;
+mod read;
+#[cfg(test)]
+mod tests;
+mod types;
+mod value;
+mod write;
 
 pub use error::{Error, Result};
+pub use package::{Package, Written};
+pub use proto::model::Metadata;

@@ -26,6 +26,14 @@ pub struct Manifest {
     root_model_identifier: String,
 }
 
+/// A file of a package that quince does not know, kept as it is.
+#[derive(Clone, Debug)]
+pub struct Extra {
+    id: String,
+    item: Item,
+    content: Vec<u8>,
+}
+
 /// One file or directory of a package.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -38,21 +46,19 @@ struct Item {
 }
 
 impl Manifest {
-    /// The manifest of a model with this hash of its content; the identifiers follow from it, so equal packages have
-    /// equal manifests.
-    pub fn new(content: &[u8; 32]) -> Self {
+    /// The manifest of a model with this hash of its content, with or without weights; the identifiers follow from the
+    /// hash, so equal packages have equal manifests.
+    pub fn new(content: &[u8; 32], has_weights: bool) -> Self {
         let item = |description: &str, name: &str, path: &str| {
-            (
-                identifier(content, name),
-                Item { author: AUTHOR.into(), description: description.into(), name: name.into(), path: path.into() },
-            )
+            let (author, description) = (AUTHOR.to_owned(), description.to_owned());
+            (identifier(content, name), Item { author, description, name: name.to_owned(), path: path.to_owned() })
         };
         let model = item("CoreML Model Specification", "model.mlmodel", MODEL_PATH);
-        let weights = item("CoreML Model Weights", "weights", WEIGHTS_PATH);
+        let weights = has_weights.then(|| item("CoreML Model Weights", "weights", WEIGHTS_PATH));
         Manifest {
             file_format_version: VERSION.into(),
             root_model_identifier: model.0.clone(),
-            item_info_entries: BTreeMap::from([model, weights]),
+            item_info_entries: [model].into_iter().chain(weights).collect(),
         }
     }
 
@@ -103,6 +109,36 @@ impl Manifest {
         let root = self.item_info_entries.get(&self.root_model_identifier);
         package.join("Data").join(root.map_or(MODEL_PATH, |item| &item.path))
     }
+
+    /// The files that are neither the model nor its weights, such as texts that Xcode keeps beside them.
+    pub fn extras(&self, package: &Path) -> Result<Vec<Extra>> {
+        let model = self.model(package);
+        let beside = model.with_file_name("weights");
+        let mut extras = Vec::new();
+        for (id, item) in &self.item_info_entries {
+            let file = package.join("Data").join(&item.path);
+            if *id == self.root_model_identifier || file == beside {
+                continue;
+            }
+            let content = fs::read(&file).map_err(|e| refused("read", &file, &e))?;
+            extras.push(Extra { id: id.clone(), item: item.clone(), content });
+        }
+        Ok(extras)
+    }
+
+    /// Writes other files into a package and lists them.
+    pub fn with_extras(mut self, extras: &[Extra], package: &Path) -> Result<Self> {
+        for extra in extras {
+            let file = package.join("Data").join(&extra.item.path);
+            if file.exists() {
+                return Err(wrong(&file, "manifest", "two items have this path"));
+            }
+            let made = file.parent().map_or(Ok(()), fs::create_dir_all);
+            made.and_then(|()| fs::write(&file, &extra.content)).map_err(|e| refused("write", &file, &e))?;
+            self.item_info_entries.insert(extra.id.clone(), extra.item.clone());
+        }
+        Ok(self)
+    }
 }
 
 /// A UUID (version 8: of our own making) from the content's hash and the item's name.
@@ -128,18 +164,19 @@ mod tests {
     #[test]
     fn written_and_read_it_is_the_same() {
         let dir = tempfile::tempdir().unwrap();
-        let manifest = Manifest::new(&[7; 32]);
+        let manifest = Manifest::new(&[7; 32], true);
         manifest.write(dir.path()).unwrap();
         assert_eq!(Manifest::read(dir.path()).unwrap(), manifest);
-        assert_eq!(manifest, Manifest::new(&[7; 32]));
-        assert_ne!(manifest, Manifest::new(&[8; 32]));
+        assert_eq!(manifest, Manifest::new(&[7; 32], true));
+        assert_ne!(manifest, Manifest::new(&[8; 32], true));
+        assert_eq!(Manifest::new(&[7; 32], false).item_info_entries.len(), 1);
         assert_eq!(manifest.model(Path::new("p")), Path::new("p/Data/com.apple.CoreML/model.mlmodel"));
     }
 
     #[test]
     fn paths_that_leave_the_package_are_refused() {
         let dir = tempfile::tempdir().unwrap();
-        Manifest::new(&[0; 32]).write(dir.path()).unwrap();
+        Manifest::new(&[0; 32], false).write(dir.path()).unwrap();
         let text = fs::read_to_string(dir.path().join("Manifest.json")).unwrap();
         for path in ["../x", "/etc/passwd", "a/../../x", "", "a\\\\..\\\\x"] {
             fs::write(dir.path().join("Manifest.json"), text.replace(MODEL_PATH, path)).unwrap();

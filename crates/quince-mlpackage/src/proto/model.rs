@@ -73,14 +73,19 @@ pub struct FeatureDescription {
 /// Texts for people, and whatever tools want to remember.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Metadata {
+    /// What the model does.
     #[prost(string, tag = "1")]
     pub short_description: String,
+    /// Version of the model.
     #[prost(string, tag = "2")]
     pub version_string: String,
+    /// Who made it.
     #[prost(string, tag = "3")]
     pub author: String,
+    /// Under which licence.
     #[prost(string, tag = "4")]
     pub license: String,
+    /// What tools put there, by keys such as `com.github.apple.coremltools.version`.
     #[prost(btree_map = "string, string", tag = "100")]
     pub user_defined: BTreeMap<String, String>,
 }
