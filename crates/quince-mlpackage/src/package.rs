@@ -281,7 +281,7 @@ impl Partial {
         if path.exists() {
             fs::remove_dir_all(&path).map_err(|e| refused("remove what an earlier run left", &path, &e))?;
         }
-        fs::create_dir(&path).map_err(|e| refused("create", &path, &e))?;
+        fs::create_dir(&path).map_err(|e| refused("write a package here", destination, &e))?;
         Ok(Partial { path, finished: false })
     }
 

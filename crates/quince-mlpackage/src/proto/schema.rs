@@ -59,7 +59,8 @@ const fn field(number: u32, name: &'static str, label: Label, kind: Kind) -> Fie
 /// Gives each message a constant; `map` messages are the entries of a map, whose key is a string.
 macro_rules! messages {
     ($($id:ident $name:literal { $($number:literal $field:literal $label:expr, $kind:expr;)* })*) => {
-        $(pub static $id: MessageSchema = MessageSchema { name: $name, fields: &[$(field($number, $field, $label, $kind)),*] };)*
+        $(pub static $id: MessageSchema =
+            MessageSchema { name: $name, fields: &[$(field($number, $field, $label, $kind)),*] };)*
     };
 }
 
