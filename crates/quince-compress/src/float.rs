@@ -73,7 +73,8 @@ impl Float {
         Tensor::from_f64(self.dtype(), shape, values)
     }
 
-    fn dtype(self) -> DType {
+    /// The element type.
+    pub fn dtype(self) -> DType {
         match self {
             Self::F16 => DType::F16,
             Self::F32 => DType::F32,

@@ -24,6 +24,21 @@ pub struct LinearOptions {
     pub scale: Float,
 }
 
+impl LinearOptions {
+    /// The number of blocks along each axis of a weight of this shape.
+    ///
+    /// # Errors
+    /// When the block size does not divide the axis.
+    pub fn blocks(&self, shape: &[usize]) -> Result<Vec<usize>> {
+        Ok(Blocks::new(shape, self.granularity)?.count)
+    }
+
+    /// Whether there are offsets.
+    pub fn has_offset(&self) -> bool {
+        Range::new(self).has_offset
+    }
+}
+
 /// The type of quantized elements.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)] // The names say it all.
@@ -312,3 +327,6 @@ fn round(value: f64) -> f64 {
     const INTEGERS: f64 = 1.5 * (1u64 << 52) as f64;
     (value + INTEGERS) - INTEGERS
 }
+
+#[cfg(test)]
+mod tests;

@@ -26,6 +26,17 @@ pub struct PalettizeOptions {
     pub lut: Float,
 }
 
+impl PalettizeOptions {
+    /// The number of groups along each axis of a weight of this shape.
+    ///
+    /// # Errors
+    /// When the group size does not divide the axis.
+    pub fn groups(&self, shape: &[usize]) -> Result<Vec<usize>> {
+        let groups = Groups::new(shape, self.granularity)?;
+        Ok((0..shape.len()).map(|axis| if axis == groups.axis { groups.count } else { 1 }).collect())
+    }
+}
+
 /// How the entries of a table are chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PaletteMode {
@@ -124,17 +135,24 @@ impl Table {
     fn new(points: &Points, options: &PalettizeOptions) -> Result<Self> {
         let entries = match options.mode {
             PaletteMode::KMeans => kmeans::cluster(points, options.nbits.entries(), options.lut)?,
-            PaletteMode::Uniform => options.lut.store(evenly_spaced(points, options.nbits.entries()))?,
+            PaletteMode::Uniform => evenly_spaced(points, options.nbits.entries(), options.lut)?,
             PaletteMode::Unique => options.lut.store(distinct(points, options.nbits)?)?,
         };
         Ok(Self { sse: points.sse(&entries), entries })
     }
 }
 
-fn evenly_spaced(points: &Points, entries: usize) -> Vec<f64> {
-    let (Some(&low), Some(&high)) = (points.values().first(), points.values().last()) else { return Vec::new() };
+/// Entries from the least to the greatest value; with the exact step, or with the step rounded to the type of the table
+/// as coremltools has it, whichever costs less.
+fn evenly_spaced(points: &Points, entries: usize, lut: Float) -> Result<Vec<f64>> {
+    let (Some(&low), Some(&high)) = (points.values().first(), points.values().last()) else { return Ok(Vec::new()) };
     let last = (entries - 1) as f64;
-    (0..entries).map(|i| low + (high - low) * (i as f64 / last)).collect()
+    let exact = lut.store((0..entries).map(|i| low + (high - low) * (i as f64 / last)).collect())?;
+    let step = lut.round(lut.round(high - low) / last);
+    match lut.store((0..entries).map(|i| low + step * i as f64).collect()) {
+        Ok(rounded) if points.sse(&rounded) < points.sse(&exact) => Ok(rounded),
+        _ => Ok(exact),
+    }
 }
 
 fn distinct(points: &Points, nbits: Nbits) -> Result<Vec<f64>> {
@@ -313,3 +331,6 @@ fn lut(shape: &[usize], options: &PalettizeOptions, groups: &Groups, tables: &[T
 fn row_len(weight: &Weight) -> usize {
     weight.shape()[1..].iter().product()
 }
+
+#[cfg(test)]
+mod tests;

@@ -22,14 +22,12 @@
 //! are held to the same laws: lowered = semantic, cached = full.
 
 pub mod blocks;
-mod component;
 pub mod graph;
 pub mod lower;
 pub mod models;
 mod rope;
 mod semantic;
 
-pub use component::Component;
 pub use graph::Graph;
 pub use models::{Architecture, MODELS, Model};
 pub use rope::Rope;

@@ -10,12 +10,14 @@
 //!   scale = rsqrt(mean, epsilon);  normed = mul(x, scale);  y = mul(normed, weight)
 //!   ```
 //!
-//! - `rope` rotates pairs (a, b) = (x[i], x[i + pairs]) by tables of [1, S, 1, pairs], gathered once for all layers:
+//! - `rope` is written as in transformers, with tables of [1, S, 1, R] made once for all layers (`lower/positions.rs`):
 //!
 //!   ```text
-//!   a = slice_by_index(x, .. pairs);  b = slice_by_index(x, pairs .. 2 · pairs)
-//!   y = concat([sub(mul(a, cos), mul(b, sin)), add(mul(b, cos), mul(a, sin)), the rest of x])
+//!   a = slice_by_index(x, .. R / 2);  b = slice_by_index(x, R / 2 ..);  half = concat([mul(b, -1), a])
+//!   y = add(mul(x, cos), mul(half, sin))
 //!   ```
+//!
+//!   where only the first R elements of a head are rotated, x is those, and `concat` puts y before the others.
 //!
 //! - `attention`: see `lower/attention.rs`; its cache: `lower/cache.rs`.
 
@@ -80,21 +82,26 @@ fn rope(w: &mut Writer, operation: &Operation, args: &Args) -> Result<Var> {
     let x = w.input(operation, "x")?;
     let frequencies = args.tensor("inverse_frequencies")?.to_f32()?;
     let (cos, sin) = w.rotary(&frequencies, args.float("attention_scaling")? as f32)?;
-    let pairs = frequencies.len();
-    let a = last_axis(w, &format!("{name}.a"), x, 0, Some(pairs))?;
-    let b = last_axis(w, &format!("{name}.b"), x, pairs, Some(2 * pairs))?;
-    let mut product = |part: &str, x: Var, table: Var| {
-        w.op("mul", &format!("{name}.{part}"), &[("x", x.into()), ("y", table.into())])
-    };
-    let (a_cos, b_sin) = (product("a_cos", a, cos)?, product("b_sin", b, sin)?);
-    let (b_cos, a_sin) = (product("b_cos", b, cos)?, product("a_sin", a, sin)?);
-    let turned_a = w.op("sub", &format!("{name}.turned_a"), &[("x", a_cos.into()), ("y", b_sin.into())])?;
-    let turned_b = w.op("add", &format!("{name}.turned_b"), &[("x", b_cos.into()), ("y", a_sin.into())])?;
-    let mut parts = vec![turned_a, turned_b];
-    if args.shape("x")?.last().and_then(|dim| dim.fixed()) != Some(2 * pairs) {
-        parts.push(last_axis(w, &format!("{name}.rest"), x, 2 * pairs, None)?);
+    let (pairs, width) = (frequencies.len(), args.shape("x")?.last().and_then(|dim| dim.fixed()));
+    if width == Some(2 * pairs) {
+        return rotated(w, name, name, x, pairs, (cos, sin));
     }
-    w.concat(name, parts, -1)
+    let first = last_axis(w, &format!("{name}.first"), x, 0, Some(2 * pairs))?;
+    let rest = last_axis(w, &format!("{name}.rest"), x, 2 * pairs, None)?;
+    let turned = rotated(w, &format!("{name}.turned"), name, first, pairs, (cos, sin))?;
+    w.concat(name, vec![turned, rest], -1)
+}
+
+/// All of x, rotated; the result is called `result`.
+fn rotated(w: &mut Writer, result: &str, name: &str, x: Var, pairs: usize, (cos, sin): (Var, Var)) -> Result<Var> {
+    let a = last_axis(w, &format!("{name}.a"), x, 0, Some(pairs))?;
+    let b = last_axis(w, &format!("{name}.b"), x, pairs, None)?;
+    let minus_one = w.number(-1.0)?;
+    let minus_b = w.op("mul", &format!("{name}.minus_b"), &[("x", b.into()), ("y", minus_one)])?;
+    let half = w.concat(&format!("{name}.half"), vec![minus_b, a], -1)?;
+    let straight = w.op("mul", &format!("{name}.cos"), &[("x", x.into()), ("y", cos.into())])?;
+    let across = w.op("mul", &format!("{name}.sin"), &[("x", half.into()), ("y", sin.into())])?;
+    w.op("add", result, &[("x", straight.into()), ("y", across.into())])
 }
 
 /// The elements of the last of four axes from `begin` to before `end`, or to the last.

@@ -18,7 +18,8 @@ pub(super) struct Positions {
     rotary: HashMap<usize, (Var, Var)>,
 }
 
-/// Cosines and sines of every position, for one set of frequencies: [context, pairs] each.
+/// Cosines and sines of every position, for one set of frequencies: [context, pairs] each. Both elements of a pair turn
+/// by the same angle, so rows are stored once and doubled when used.
 pub(super) struct RotaryTable {
     frequencies: Vec<f32>,
     scaling: f32,
@@ -109,7 +110,7 @@ impl Writer<'_> {
         Ok(mask)
     }
 
-    /// Cosines and sines of the tokens' positions: [1, S, 1, pairs] each.
+    /// Cosines and sines of the tokens' positions: [1, S, 1, 2 · pairs] each.
     pub(super) fn rotary(&mut self, frequencies: &[f32], scaling: f32) -> Result<(Var, Var)> {
         let known =
             self.shared.tables.iter().position(|table| table.frequencies == frequencies && table.scaling == scaling);
@@ -131,7 +132,8 @@ impl Writer<'_> {
         let positions = self.token_positions()?;
         let name = format!("{}.rows", table.name());
         let table = self.weight(table);
-        let rows = self.gather(&name, table, positions)?;
+        let half = self.gather(&format!("{name}.half"), table, positions)?;
+        let rows = self.concat(&name, vec![half, half], -1)?;
         self.op("expand_dims", &format!("{name}.heads"), &[("x", rows.into()), ("axes", [0, 2].into())])
     }
 

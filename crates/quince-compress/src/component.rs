@@ -1,5 +1,4 @@
-//! Which part of a transformer a weight belongs to, by its Hugging Face name, so that parts can be compressed
-//! differently.
+//! Which part of a transformer a weight belongs to, by its name, so that parts can be compressed differently.
 
 use std::fmt;
 
@@ -42,15 +41,15 @@ const TABLE: &[(Component, &str, &[&str])] = &[
             "expert",
             "router",
             "intermediate",
-            "output.dense",
+            "output_dense",
         ],
     ),
 ];
 
 impl Component {
-    /// The part that the weight of this name belongs to.
+    /// The part that the weight of this name belongs to; dots may have become underscores, as in packages.
     pub fn of(name: &str) -> Component {
-        let name = name.to_ascii_lowercase();
+        let name = name.to_ascii_lowercase().replace('.', "_");
         let row = TABLE.iter().find(|(_, _, words)| words.iter().any(|word| name.contains(word)));
         row.map_or(Component::Other, |row| row.0)
     }
@@ -98,6 +97,8 @@ mod tests {
             ("transformer.h.0.ln_1.weight", Norm),
             ("lm_head.weight", LmHead),
             ("pooler.dense.weight", Other),
+            ("model_layers_3_self_attn_q_proj_weight", Attention),
+            ("encoder_layer_0_output_dense_weight", Mlp),
         ] {
             assert_eq!(Component::of(name), expected, "{name}");
         }

@@ -1,0 +1,211 @@
+//! The pass that compresses a program: constants that are weights become `constexpr_*` operations over lazy weights.
+//!
+//! ```text
+//! %w = const(val = fp16[O, I])
+//! %y = linear(x = %x, weight = %w)
+//! ```
+//! becomes
+//! ```text
+//! %w = constexpr_lut_to_dense(indices = uint4[O, I], lut = fp16[O/16, 1, 16, 1])
+//! %y = linear(x = %x, weight = %w)
+//! ```
+//! Nothing is computed here: the new weights are when they are written, one at a time.
+
+use crate::{Axes, Component, OptimizationConfig, Scheme, Selector};
+use quince_mil::{Arg, Defs, Function, Operation, Opset, Program, Result, Var, Weight, bail};
+use std::collections::{BTreeMap, HashMap};
+
+/// What the rules did.
+#[derive(Clone, Debug, Default)]
+pub struct Report {
+    /// By rule of the configuration, in its order.
+    pub rules: Vec<RuleReport>,
+    /// The weights that were left as they are although a rule wanted them compressed, with the reason.
+    pub left: Vec<(String, String)>,
+}
+
+/// What a rule touched. Weights that functions share count once.
+#[derive(Clone, Debug)]
+pub struct RuleReport {
+    /// Which weights it is about.
+    pub selector: Selector,
+    /// What became of them.
+    pub scheme: Option<Scheme>,
+    /// How many weights.
+    pub weights: usize,
+    /// Their elements.
+    pub parameters: usize,
+    /// Their bytes before.
+    pub bytes_before: usize,
+    /// Their bytes now, tables and scales included.
+    pub bytes_after: usize,
+}
+
+/// Compresses the weights of every function. Weights are what `linear`, `conv`, `matmul` and their like multiply with,
+/// and tables of embeddings.
+///
+/// # Errors
+/// When a rule touches nothing, or a function's opset is older than the operations that schemes need.
+pub fn compress(program: &mut Program, config: &OptimizationConfig) -> Result<Report> {
+    let mut pass = Pass { config, report: Report::default(), done: HashMap::new(), left: BTreeMap::new() };
+    for rule in &config.rules {
+        pass.report.rules.push(RuleReport {
+            selector: rule.selector.clone(),
+            scheme: rule.scheme,
+            weights: 0,
+            parameters: 0,
+            bytes_before: 0,
+            bytes_after: 0,
+        });
+    }
+    for function in &mut program.functions {
+        if function.opset < Opset::CoreML8 {
+            bail!(
+                "function `{}` has opset {}, expected CoreML8 or later", function.name, function.opset;
+                hint: "this form of compressed weights needs iOS 18 or macOS 15"
+            );
+        }
+        pass.function(function)?;
+    }
+    pass.finish()
+}
+
+/// A compressed weight, by the weight it was made of.
+type Compressed = (quince_mil::OpKind, Vec<(String, Vec<Arg>)>);
+
+struct Pass<'a> {
+    config: &'a OptimizationConfig,
+    report: Report,
+    done: HashMap<(usize, usize), Compressed>,
+    left: BTreeMap<String, String>,
+}
+
+impl Pass<'_> {
+    fn function(&mut self, function: &mut Function) -> Result<()> {
+        let defs = Defs::new(function);
+        let mut changes = Vec::new();
+        for (index, operation) in function.block.operations.iter().enumerate() {
+            let (Some(value), [var]) = (operation.constant(), &operation.outputs[..]) else { continue };
+            let Some(weight) = value.weight(&function.var(*var).name) else { continue };
+            let Some(axes) = axes(function, &defs, *var) else { continue };
+            if let Some(compressed) = self.weight(&weight, &function.var(*var).name, axes)? {
+                changes.push((index, compressed));
+            }
+        }
+        for (index, (kind, inputs)) in changes {
+            let old = &mut function.block.operations[index];
+            let (name, outputs) = (std::mem::take(&mut old.name), std::mem::take(&mut old.outputs));
+            *old = Operation { kind, name, inputs, outputs, blocks: Vec::new(), attributes: BTreeMap::new() };
+        }
+        Ok(())
+    }
+
+    fn weight(&mut self, weight: &Weight, name: &str, axes: Use) -> Result<Option<Compressed>> {
+        if let Some(done) = self.done.get(&weight.id()) {
+            return Ok(Some(done.clone()));
+        }
+        let Some(number) = self.config.rule_for(name) else { return Ok(None) };
+        let rule = &self.config.rules[number];
+        let Some(scheme) = rule.scheme else {
+            self.count(number, weight, weight.byte_len());
+            return Ok(None);
+        };
+        let named = matches!(rule.selector, Selector::Name(_));
+        if !weight.dtype().is_float() || (weight.len() < self.config.weight_threshold && !named) {
+            let reason = format!("{} elements are fewer than {}", weight.len(), self.config.weight_threshold);
+            self.left.insert(name.to_owned(), reason);
+            return Ok(None);
+        }
+        if axes.table && Component::of(name) != Component::Embed && !named {
+            self.left.insert(name.to_owned(), "a table that is not called an embedding".into());
+            return Ok(None);
+        }
+        match scheme.apply(weight, axes.axes) {
+            Ok(compressed) => {
+                let bytes = compressed.1.iter().flat_map(|(_, args)| args).map(bytes).sum();
+                self.count(number, weight, bytes);
+                self.done.insert(weight.id(), compressed.clone());
+                Ok(Some(compressed))
+            }
+            Err(error) => {
+                self.left.insert(name.to_owned(), error.to_string());
+                Ok(None)
+            }
+        }
+    }
+
+    fn count(&mut self, rule: usize, weight: &Weight, bytes_after: usize) {
+        let row = &mut self.report.rules[rule];
+        row.weights += 1;
+        row.parameters += weight.len();
+        row.bytes_before += weight.byte_len();
+        row.bytes_after += bytes_after;
+    }
+
+    fn finish(mut self) -> Result<Report> {
+        self.report.left = std::mem::take(&mut self.left).into_iter().collect();
+        if let Some(rule) = self.report.rules.iter().find(|rule| rule.weights == 0 && !self.shadowed(rule)) {
+            let reasons: Vec<String> = self.report.left.iter().take(4).map(|(n, why)| format!("{n}: {why}")).collect();
+            let hint = match reasons.is_empty() {
+                true => "`quince inspect` lists the weights and their components".to_owned(),
+                false => format!("left as they are: {}", reasons.join("; ")),
+            };
+            bail!("the rule for {} touched no weight", rule.selector; hint: "{hint}");
+        }
+        Ok(self.report)
+    }
+
+    /// The rule for everything else may find nothing left.
+    fn shadowed(&self, rule: &RuleReport) -> bool {
+        rule.selector == Selector::Default && self.report.rules.iter().any(|other| other.weights > 0)
+    }
+}
+
+fn bytes(arg: &Arg) -> usize {
+    match arg {
+        Arg::Value(value) => value.weight("").map_or(0, |weight| weight.byte_len()),
+        Arg::Var(_) => 0,
+    }
+}
+
+/// How a constant is used.
+struct Use {
+    axes: Axes,
+    /// Rows are looked up in it.
+    table: bool,
+}
+
+/// Along which axes the channels of a constant lie, if all that use it use it as a weight.
+fn axes(function: &Function, defs: &Defs, var: Var) -> Option<Use> {
+    let rank = function.ty(var).as_tensor()?.shape.len();
+    if rank < 2 || defs.is_output(var) {
+        return None;
+    }
+    let rows = Axes { output: 0, input: 1 };
+    let mut found: Option<Use> = None;
+    for &user in defs.users(var) {
+        let operation = &function.block.operations[user];
+        let is = |param: &str| operation.var(param) == Some(var);
+        let flag = |param: &str| {
+            let value = operation.arg(param).and_then(|arg| defs.constant(arg)).and_then(|v| v.tensor().ok());
+            value.and_then(|t| t.to_bools().ok()).is_some_and(|b| b == [true])
+        };
+        let (axes, table) = match operation.op_name() {
+            "linear" | "logits" | "conv" if is("weight") => (rows, false),
+            "conv_transpose" if is("weight") => (Axes { output: 1, input: 0 }, false),
+            "embedding" if is("weight") => (rows, true),
+            "gather" if is("x") => (rows, true),
+            "matmul" if is("y") && rank == 2 && !flag("transpose_y") => (Axes { output: 1, input: 0 }, false),
+            "matmul" if is("y") && rank == 2 => (rows, false),
+            "matmul" if is("x") && rank == 2 && !flag("transpose_x") => (rows, false),
+            _ => return None,
+        };
+        found = match found {
+            // A table that is also multiplied with is a tied embedding.
+            Some(Use { axes: other, .. }) if other != axes => return None,
+            Some(other) => Some(Use { axes, table: other.table && table }),
+            None => Some(Use { axes, table }),
+        };
+    }
+    found
+}
