@@ -31,7 +31,7 @@ pub(crate) unsafe fn dequantize_generic<S: Simd>(weight: &PackedWeight, row: usi
     // SAFETY: the elements are inside the matrix, and the parts of a weight have the lengths that go with its shape.
     unsafe {
         match weight.encoding() {
-            Encoding::Dense(values) => dense::<S>(values, row * cols + col, out),
+            Encoding::Dense(values) => load_floats::<S>(values, row * cols + col, out),
             Encoding::Lut(lut) => lut_row::<S>(lut, row, cols, col, out),
             Encoding::Affine(affine) => affine_row::<S>(affine, row, cols, col, out),
         }
@@ -40,8 +40,9 @@ pub(crate) unsafe fn dequantize_generic<S: Simd>(weight: &PackedWeight, row: usi
 
 // SAFETY of the functions below: as `dequantize_generic` says; slicing checks every range again.
 
+/// Numbers `start..` as f32.
 #[inline(always)]
-unsafe fn dense<S: Simd>(values: &Floats, start: usize, out: &mut [f32]) {
+pub(crate) unsafe fn load_floats<S: Simd>(values: &Floats, start: usize, out: &mut [f32]) {
     match values {
         Floats::F32(bytes) => {
             let bytes = &bytes.as_slice()[4 * start..4 * (start + out.len())];

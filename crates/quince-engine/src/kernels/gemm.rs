@@ -4,9 +4,8 @@
 //! first-level cache while row tiles pass by. Every output adds its terms in the order of `k`, block by block, so
 //! that neither the number of threads nor the number of rows changes a result.
 
-use std::cell::RefCell;
-
 use super::dequantize::dequantize_generic;
+use super::scratch::{Scratch, with_scratch};
 use super::simd::{Simd, for_isa};
 use super::weights::PackedWeight;
 use super::{Kernels, SharedMut};
@@ -56,29 +55,9 @@ pub(crate) fn gemm(kernels: &Kernels, sizes: Sizes, x: &[f32], right: Right, bia
     }
 }
 
-/// Numbers aligned to cache lines.
-#[derive(Clone, Copy)]
-#[repr(align(64))]
-struct Line([f32; 16]);
-
 thread_local! {
-    static LEFT: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
-    static PANELS: RefCell<Vec<Line>> = const { RefCell::new(Vec::new()) };
-}
-
-/// Calls `f` with `len` scratch numbers that this thread keeps from call to call.
-fn with_scratch<R>(
-    store: &'static std::thread::LocalKey<RefCell<Vec<Line>>>,
-    len: usize,
-    f: impl FnOnce(&mut [f32]) -> R,
-) -> R {
-    let mut lines = store.take();
-    lines.resize(lines.len().max(len.div_ceil(16)), Line([0.0; 16]));
-    // SAFETY: a `Line` is 16 f32 without padding.
-    let numbers = unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast::<f32>(), len) };
-    let result = f(numbers);
-    store.set(lines);
-    result
+    static LEFT: Scratch = const { Scratch::new(Vec::new()) };
+    static PANELS: Scratch = const { Scratch::new(Vec::new()) };
 }
 
 /// The shape of a tile: rows and columns that the innermost loop computes at once.

@@ -9,6 +9,7 @@ use half::f16;
 
 use super::dequantize::dequantize_generic;
 use super::linear::Accuracy;
+use super::quantize::{Order, Quantized};
 use super::simd::{Simd, for_isa};
 use super::weights::{Encoding, Floats, PackedWeight};
 use super::{Isa, SharedMut};
@@ -18,18 +19,40 @@ pub(crate) struct Activations<'a> {
     x: &'a [f32],
     m: usize,
     k: usize,
+    /// One for each order that a weight asks for.
+    quantized: Vec<Quantized>,
 }
 
 impl<'a> Activations<'a> {
     /// Prepares `x` for products with `weights`, which all have its number of columns.
     pub(crate) fn new<'w>(
-        _isa: Isa,
-        _accuracy: Accuracy,
+        isa: Isa,
+        accuracy: Accuracy,
         x: &'a [f32],
         m: usize,
-        _weights: impl Iterator<Item = &'w PackedWeight>,
+        weights: impl Iterator<Item = &'w PackedWeight>,
     ) -> Activations<'a> {
-        Activations { x, m, k: x.len() / m }
+        let k = x.len() / m;
+        let mut quantized: Vec<Quantized> = Vec::new();
+        if accuracy == Accuracy::Default {
+            for order in weights.filter_map(|weight| integer_order(isa, weight)) {
+                if quantized.iter().all(|quantized| quantized.order != order) {
+                    quantized.push(Quantized::new(order, x, k));
+                }
+            }
+        }
+        Activations { x, m, k, quantized }
+    }
+}
+
+/// The order of activations for the integer kernel of `weight`, if there is one.
+fn integer_order(isa: Isa, weight: &PackedWeight) -> Option<Order> {
+    #[cfg(target_arch = "x86_64")]
+    return super::gemv_x86::order(isa, weight);
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        let _ = (isa, weight);
+        None
     }
 }
 
@@ -42,7 +65,16 @@ pub(crate) fn multiply_rows(
     bias: Option<&[f32]>,
     y: &SharedMut<f32>,
 ) {
-    let Activations { x, m, k } = *activations;
+    #[cfg(target_arch = "x86_64")]
+    if let Some(order) = integer_order(isa, weight)
+        && let Some(x) = activations.quantized.iter().find(|quantized| quantized.order == order)
+    {
+        let product = super::gemv_x86::Product { weight, x, m: activations.m, bias, y };
+        // SAFETY: an order is given only for instruction sets that have what the kernel needs, it is the order of
+        // this weight, and a task writes the columns of its own rows of the weight.
+        return unsafe { super::gemv_x86::multiply_rows(&product, rows) };
+    }
+    let Activations { x, m, k, .. } = *activations;
     let n = weight.rows();
     let mut results = [0.0f32; 8];
     for row in rows {

@@ -8,6 +8,8 @@ mod convert;
 mod dequantize;
 mod gemm;
 mod gemv;
+#[cfg(target_arch = "x86_64")]
+mod gemv_x86;
 mod isa;
 mod linear;
 mod lut_tables;
@@ -15,7 +17,9 @@ mod matmul;
 mod norm;
 mod pointwise;
 mod pool;
+mod quantize;
 mod rope;
+mod scratch;
 mod simd;
 mod weights;
 

@@ -1,0 +1,159 @@
+//! Attention against its definition in f64.
+
+use super::super::testing::{Random, assert_close, every_isa};
+use super::*;
+
+/// The definition, in the order of the formula: all weights of one row of one head.
+fn weights(
+    a: &Attention,
+    q: &[f32],
+    key: impl Fn(usize, usize) -> f32,
+    entry: impl Fn(usize) -> f64,
+    head: usize,
+) -> Vec<f64> {
+    let mut weights: Vec<f64> = (0..a.positions)
+        .map(|p| {
+            let dot: f64 = q.iter().enumerate().map(|(i, &x)| f64::from(x) * f64::from(key(p, i))).sum();
+            let score = dot * f64::from(a.scale);
+            a.softcap.map_or(score, |cap| f64::from(cap) * (score / f64::from(cap)).tanh()) + entry(p)
+        })
+        .collect();
+    let sink = a.sinks.map_or(f64::NEG_INFINITY, |sinks| f64::from(sinks[head]));
+    let max = weights.iter().fold(sink, |max, &w| max.max(w));
+    let max = if max == f64::NEG_INFINITY { 0.0 } else { max };
+    weights.iter_mut().for_each(|w| *w = (*w - max).exp());
+    let total: f64 = weights.iter().sum::<f64>() + (sink - max).exp();
+    weights.iter_mut().for_each(|w| *w = if total > 0.0 { *w / total } else { 0.0 });
+    weights
+}
+
+/// Masks of the kind asked for, as the entry of every (head, row, position) and as what the kernel takes.
+struct Masks {
+    ranges: Vec<Range<usize>>,
+    additive: Vec<f32>,
+    seen: Vec<bool>,
+}
+
+impl Masks {
+    fn new(random: &mut Random, heads: usize, rows: usize, positions: usize) -> Masks {
+        let ranges: Vec<_> = (0..rows)
+            .map(|row| {
+                let end = (positions + row + 1).saturating_sub(rows).min(positions);
+                random.below(end + 1) * (row % 2)..end
+            })
+            .collect();
+        let additive = (0..heads * rows * positions)
+            .map(|_| match random.below(4) {
+                0 => f32::NEG_INFINITY,
+                1 => -3e4,
+                _ => random.normal(1)[0],
+            })
+            .collect();
+        let seen = (0..heads * rows * positions).map(|_| random.below(3) == 0).collect();
+        Masks { ranges, additive, seen }
+    }
+}
+
+fn check(a: &Attention, seed: u64) {
+    let mut random = Random::new(seed);
+    let Attention { heads, kv_heads, rows, positions, dim, value_dim, .. } = *a;
+    let q = random.normal(heads * rows * dim);
+    let halves = |x: Vec<f32>| x.into_iter().map(f16::from_f32).collect::<Vec<_>>();
+    // Positions that no row may see hold NaN, which would show in a result if they were read.
+    let mut k = halves(random.normal(kv_heads * (positions + 3) * dim));
+    let v32 = random.normal(kv_heads * positions * value_dim);
+    for head in 0..kv_heads {
+        k[(head * (positions + 3) + positions) * dim..(head + 1) * (positions + 3) * dim].fill(f16::NAN);
+    }
+    let masks = Masks::new(&mut random, heads, rows, positions);
+    let kinds = [
+        Mask::Ranges(&masks.ranges),
+        Mask::Additive { data: &masks.additive, head_stride: rows * positions, row_stride: positions },
+        Mask::Additive { data: &masks.additive, head_stride: 0, row_stride: positions },
+        Mask::Bool { data: &masks.seen, head_stride: 0, row_stride: 0 },
+    ];
+    for (kind, mask) in kinds.into_iter().enumerate() {
+        every_isa(|kernels| {
+            let mut out = vec![f32::NAN; rows * heads * value_dim];
+            let q_heads = Heads { data: &q, head_stride: dim, row_stride: heads * dim };
+            let k_cache = Cache::F16 { data: &k, head_stride: (positions + 3) * dim, position_stride: dim };
+            let v_cache = Cache::F32 { data: &v32, head_stride: value_dim, position_stride: kv_heads * value_dim };
+            let to = HeadsMut { data: &mut out, head_stride: value_dim, row_stride: heads * value_dim };
+            attention(kernels, a, q_heads, k_cache, v_cache, mask, to);
+            for (head, row) in (0..heads).flat_map(|head| (0..rows).map(move |row| (head, row))) {
+                let kv = head / (heads / kv_heads);
+                let entry = |p: usize| match mask {
+                    Mask::Ranges(ranges) if ranges[row].contains(&p) => 0.0,
+                    Mask::Additive { data, head_stride, row_stride } => {
+                        f64::from(data[head * head_stride + row * row_stride + p])
+                    }
+                    Mask::Bool { data, .. } if data[p] => 0.0,
+                    _ => f64::NEG_INFINITY,
+                };
+                let query = &q[row * heads * dim + head * dim..][..dim];
+                let key = |p: usize, i: usize| k[kv * (positions + 3) * dim + p * dim + i].to_f32();
+                let weights = weights(a, query, key, entry, head);
+                for i in 0..value_dim {
+                    let expected: f64 =
+                        (0..positions).map(|p| weights[p] * f64::from(v32[(p * kv_heads + kv) * value_dim + i])).sum();
+                    let found = out[(row * heads + head) * value_dim + i];
+                    assert_close(
+                        found,
+                        expected,
+                        2e-5,
+                        &format!("{:?} mask {kind} {a:?} {head} {row} {i}", kernels.isa),
+                    );
+                }
+            }
+        });
+    }
+}
+
+fn shape(
+    heads: usize,
+    kv_heads: usize,
+    rows: usize,
+    positions: usize,
+    dim: usize,
+    value_dim: usize,
+) -> Attention<'static> {
+    let scale = 1.0 / (dim as f32).sqrt();
+    Attention { heads, kv_heads, rows, positions, dim, value_dim, scale, softcap: None, sinks: None }
+}
+
+#[test]
+fn decode_over_short_and_split_caches() {
+    check(&shape(4, 2, 1, 1, 8, 8), 30);
+    check(&shape(6, 2, 1, 700, 64, 64), 31);
+    check(&shape(1, 1, 2, 1100, 20, 12), 32);
+}
+
+#[test]
+fn prefill_in_blocks_of_rows() {
+    check(&shape(4, 4, 70, 70, 16, 40), 33);
+    check(&shape(8, 1, 13, 200, 80, 72), 34);
+    check(&shape(9, 3, 200, 64, 24, 8), 35);
+}
+
+#[test]
+fn softcap_and_sinks() {
+    let sinks = [0.5, -1.0, 2.0, 0.0];
+    check(&Attention { softcap: Some(1.5), sinks: Some(&sinks), ..shape(4, 2, 5, 100, 32, 32) }, 36);
+    check(&Attention { sinks: Some(&sinks), ..shape(4, 1, 1, 600, 8, 8) }, 37);
+}
+
+#[test]
+fn threads_change_nothing() {
+    let mut random = Random::new(38);
+    let a = shape(4, 2, 3, 1500, 32, 32);
+    let (q, cache) = (random.normal(4 * 3 * 32), random.normal(2 * 1500 * 32));
+    let run = |threads| {
+        let mut out = vec![0.0; 4 * 3 * 32];
+        let cache = Cache::F32 { data: &cache, head_stride: 1500 * 32, position_stride: 32 };
+        let q = Heads { data: &q, head_stride: 32, row_stride: 128 };
+        let to = HeadsMut { data: &mut out, head_stride: 32, row_stride: 128 };
+        attention(&Kernels::new(threads), &a, q, cache, cache, Mask::Ranges(&[0..1500]), to);
+        out
+    };
+    assert_eq!(run(1), run(3));
+}

@@ -1,0 +1,138 @@
+//! Activations rounded to integers, block by block, in the order in which an integer kernel meets the weights.
+
+/// Largest magnitude of an activation in a block of 128.
+///
+/// A lane of 32 bits sums 2 · 8 products of one block, each at most `TABLE_MAX` · `ACTIVATION_MAX`:
+/// 16 · 16383 · 8191 < 2^31.
+const ACTIVATION_MAX: f32 = 8191.0;
+
+/// In which order a kernel unpacks the elements of a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// As they are.
+    Natural,
+    /// Groups of 16 bytes of two 4-bit codes: the low codes, then the high codes.
+    Nibbles,
+    /// Groups of 32 bytes of 1, 2, 4 or 8 indices, which AVX2 takes apart with byte shuffles and interleaves.
+    Bytes {
+        /// Indices in a byte.
+        planes: usize,
+    },
+    /// Groups of 64 bytes, seen as words of 16 bits with 4, 8 or 16 indices: the first of each word, the second, ...
+    Words {
+        /// Indices in a word.
+        planes: usize,
+    },
+}
+
+impl Order {
+    /// Elements after which the order repeats.
+    fn group(self) -> usize {
+        match self {
+            Order::Natural => 1,
+            Order::Nibbles => 32,
+            Order::Bytes { planes } | Order::Words { planes } => 32 * planes,
+        }
+    }
+
+    /// Which element of a group comes at place `at`.
+    fn element(self, at: usize) -> usize {
+        match self {
+            Order::Natural => at,
+            Order::Nibbles => 2 * (at % 16) + at / 16,
+            Order::Words { planes } => at % 32 * planes + at / 32,
+            Order::Bytes { planes } => {
+                let (plane, half, lane) = (at / 32, at / 16 % 2, at % 16);
+                // An interleave takes bytes 0..8 and 16..24 (`half` 0) or 8..16 and 24..32.
+                let byte = lane % 8 + lane / 8 * 16 + half * 8;
+                byte * planes + plane
+            }
+        }
+    }
+
+    /// Elements that share a scale: a whole number of groups.
+    pub(crate) fn block(self) -> usize {
+        self.group().max(128)
+    }
+}
+
+/// `[m, k]` activations: block `b` of row `r` is `scales[r · blocks + b]` times its integers.
+pub(crate) struct Quantized {
+    pub(crate) order: Order,
+    /// Blocks of a row, the last one filled up with zeros.
+    pub(crate) blocks: usize,
+    pub(crate) values: Vec<i16>,
+    pub(crate) scales: Vec<f32>,
+}
+
+impl Quantized {
+    /// Rounds rows of `k` numbers. A block with an infinity or a NaN gets the scale NaN.
+    pub(crate) fn new(order: Order, x: &[f32], k: usize) -> Quantized {
+        let block = order.block();
+        let blocks = k.div_ceil(block);
+        let rows = x.len() / k;
+        let mut quantized = Quantized {
+            order,
+            blocks,
+            values: vec![0; rows * blocks * block],
+            scales: Vec::with_capacity(rows * blocks),
+        };
+        let places: Vec<u16> = (0..order.group()).map(|at| order.element(at) as u16).collect();
+        let most = ACTIVATION_MAX / (block / 128) as f32;
+        let mut rounded = vec![0i16; block];
+        let chunks = x.chunks_exact(k).flat_map(|row| row.chunks(block));
+        for (x, out) in chunks.zip(quantized.values.chunks_exact_mut(block)) {
+            let largest = x.iter().fold(0.0f32, |max, &x| max.max(x.abs()));
+            let finite = x.iter().fold(0.0f32, |sum, &x| sum + x * 0.0) == 0.0;
+            let inverse = if largest > 1e-30 { most / largest } else { 0.0 };
+            for (rounded, &x) in rounded.iter_mut().zip(x) {
+                // Adding 1.5 · 2^23 leaves the rounded integer in the low bits: this loop becomes vector code.
+                *rounded = (x * inverse + 12_582_912.0).to_bits() as i16;
+            }
+            rounded[x.len()..].fill(0);
+            for (out, rounded) in out.chunks_exact_mut(places.len()).zip(rounded.chunks_exact(places.len())) {
+                out.iter_mut().zip(&places).for_each(|(out, &place)| *out = rounded[usize::from(place)]);
+            }
+            quantized.scales.push(if finite { largest / most } else { f32::NAN });
+        }
+        quantized
+    }
+
+    /// The integers and the scales of a row.
+    pub(crate) fn row(&self, row: usize) -> (&[i16], &[f32]) {
+        let len = self.blocks * self.order.block();
+        (&self.values[row * len..][..len], &self.scales[row * self.blocks..][..self.blocks])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::Random;
+    use super::*;
+
+    #[test]
+    fn every_order_is_a_permutation_that_keeps_values() {
+        let orders = [Order::Natural, Order::Nibbles]
+            .into_iter()
+            .chain([1, 2, 4, 8].map(|planes| Order::Bytes { planes }))
+            .chain([4, 8, 16].map(|planes| Order::Words { planes }));
+        let x = Random::new(20).normal(2 * 600);
+        for order in orders {
+            let quantized = Quantized::new(order, &x, 600);
+            for row in 0..2 {
+                let (values, scales) = quantized.row(row);
+                let mut seen = vec![false; 600];
+                for (at, &value) in values.iter().enumerate() {
+                    let element = at / order.group() * order.group() + order.element(at % order.group());
+                    let expected = x[row * 600..(row + 1) * 600].get(element).copied().unwrap_or(0.0);
+                    let found = f32::from(value) * scales[at / order.block()];
+                    assert!((found - expected).abs() < 3e-4 * (order.block() / 128) as f32, "{order:?} {at}");
+                    if let Some(seen) = seen.get_mut(element) {
+                        *seen = true;
+                    }
+                }
+                assert!(seen.iter().all(|&seen| seen), "{order:?}");
+            }
+        }
+    }
+}
