@@ -6,7 +6,10 @@
 use crate::Op;
 
 pub mod elements;
+mod layout;
 pub mod shape_rules;
+#[cfg(test)]
+mod testing;
 pub mod special;
 
 macro_rules! table {
@@ -21,19 +24,35 @@ macro_rules! table {
 table! {
     activation: RELU, RELU6, SIGMOID, SILU, SOFTPLUS, SOFTSIGN, ELU, LEAKY_RELU, THRESHOLDED_RELU, CLAMPED_RELU,
         LINEAR_ACTIVATION, SCALED_TANH, SIGMOID_HARD, Gelu, PRELU, SOFTPLUS_PARAMETRIC, Softmax;
+    attention: ScaledDotProductAttention;
+    band_part: BandPart, NonZero;
     cast: Cast;
+    concat: Concat, Stack;
     constant: Const;
+    control_flow: Cond, WhileLoop;
     cumsum: Cumsum;
     elementwise_binary: ADD, SUB, MUL, REAL_DIV, FLOOR_DIV, MOD, MAXIMUM, MINIMUM, POW, EQUAL, NOT_EQUAL, GREATER,
         GREATER_EQUAL, LESS, LESS_EQUAL, LOGICAL_AND, LOGICAL_OR, LOGICAL_XOR;
     elementwise_unary: ABS, ACOS, ASIN, ATAN, ATANH, CEIL, COS, COSH, ERF, EXP, EXP2, FLOOR, LOGICAL_NOT, ROUND, SIGN,
         SIN, SINH, SQRT, SQUARE, TAN, TANH, CLIP, THRESHOLD, INVERSE, LOG, RSQRT;
+    gather: Gather, GatherAlongAxis, GatherNd;
     linear: Linear;
+    matmul: Matmul, Einsum;
     normalization: LayerNorm, BatchNorm, InstanceNorm, L2Norm, LocalResponseNorm;
+    range: Shape, Range1d, Fill, FillLike, OneHot;
     reduction: REDUCE_SUM, REDUCE_MEAN, REDUCE_MAX, REDUCE_MIN, REDUCE_PROD, REDUCE_L1_NORM, REDUCE_L2_NORM,
         REDUCE_SUM_SQUARE, REDUCE_LOG_SUM, REDUCE_LOG_SUM_EXP, REDUCE_ARGMAX, REDUCE_ARGMIN;
+    reshape: Reshape, ReshapeLike, ExpandDims, Squeeze, Flatten2d, Identity;
     select: Select;
+    semantic_attention: SplitHeads, Rope, Attention;
+    semantic_embedding: Embedding, Logits;
+    semantic_norm: RmsNorm;
+    slice: SliceByIndex, SliceUpdate, SliceBySize;
     sorting: Argsort, Topk;
+    split: Split;
+    state: ReadState, WriteState;
+    tile: Tile, SlidingWindows;
+    transpose: Transpose, Reverse;
 }
 
 /// The operation of this name.
