@@ -109,7 +109,7 @@ impl Engine {
     fn strategy(&self, function: &Function, shapes: &[Vec<usize>]) -> Result<Strategy> {
         let specialized = match specialize(function, shapes) {
             Ok(specialized) => specialized,
-            Err(Unplanned::Dynamic(_)) => return Ok(Strategy::Interpreted),
+            Err(Unplanned::Dynamic) => return Ok(Strategy::Interpreted),
             Err(Unplanned::Wrong(error)) => return Err(error),
         };
         let plan = planner::plan(&specialized, &self.weights, self.options.precision == Precision::Exact)?;

@@ -16,6 +16,8 @@ mod planner;
 mod specialize;
 mod steps;
 mod strided;
+#[cfg(test)]
+mod tests;
 mod weights;
 
 pub use engine::{Engine, Options, Precision, State, Tensors};

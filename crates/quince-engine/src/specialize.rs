@@ -14,8 +14,8 @@ pub(crate) struct Specialized {
 /// Why a function cannot be planned: its sizes depend on values, or it branches. It is then run operation by operation.
 #[derive(Debug)]
 pub(crate) enum Unplanned {
-    /// The named operation needs a value that is only known when it runs.
-    Dynamic(String),
+    /// An operation needs a value that is only known when it runs.
+    Dynamic,
     /// The program is wrong.
     Wrong(Error),
 }
@@ -54,7 +54,7 @@ impl Specialized {
             return Ok(());
         }
         if !operation.blocks.is_empty() {
-            return Err(Unplanned::Dynamic(operation.name.clone()));
+            return Err(Unplanned::Dynamic);
         }
         let types = verify::infer(&self.function, &|var| self.constant(var).cloned(), operation)?;
         if types.len() != operation.outputs.len() {
@@ -63,7 +63,7 @@ impl Specialized {
             );
         }
         if types.iter().any(|ty| ty.as_tensor().is_none_or(|ty| ty.dims().is_none())) {
-            return Err(Unplanned::Dynamic(operation.name.clone()));
+            return Err(Unplanned::Dynamic);
         }
         for (var, ty) in operation.outputs.iter().zip(types) {
             self.function.vars[var.0 as usize].ty = ty;

@@ -86,9 +86,10 @@ pub(crate) fn emit_rope(planner: &mut Planner, operation: &Operation, x: Var, ta
         memory.write(id, len, |m, y| {
             y.copy_from_slice(m.get(&x));
             // Axes before the tokens' count heads that lie further apart than tokens do.
-            let (token_stride, head_stride, heads) =
-                if heads == 1 { (dim, tokens * dim, outer) } else { (heads * dim, dim, heads) };
-            let whole = if heads == outer { len } else { tokens * heads * dim };
+            let (token_stride, head_stride, heads, whole) = match heads {
+                1 => (dim, tokens * dim, outer, len),
+                _ => (heads * dim, dim, heads, tokens * heads * dim),
+            };
             let rotary = Rotary {
                 style: RopeStyle::HalfSplit,
                 tokens,
