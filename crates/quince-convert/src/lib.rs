@@ -22,13 +22,15 @@
 //! are held to the same laws: lowered = semantic, cached = full.
 
 pub mod blocks;
+mod convert;
 pub mod graph;
 pub mod lower;
 pub mod models;
 mod rope;
 mod semantic;
 
+pub use convert::{Converted, DEFAULT_CONTEXT, DEFAULT_PREFILL_LENGTH, FunctionName, Options, convert};
 pub use graph::Graph;
 pub use models::{Architecture, MODELS, Model};
 pub use rope::Rope;
-pub use semantic::{Semantic, semantic, semantic_of};
+pub use semantic::{Semantic, semantic, semantic_with};

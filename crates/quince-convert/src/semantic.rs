@@ -29,15 +29,15 @@ pub struct Semantic {
 /// When the architecture is not known, a key of the configuration is absent or asks for what is not supported, or a
 /// weight is absent or of another shape.
 pub fn semantic(checkpoint: &Checkpoint) -> Result<Semantic> {
-    semantic_of(checkpoint.config(), checkpoint)
+    let config = checkpoint.config();
+    semantic_with(Model::of_config(config)?, config, checkpoint)
 }
 
-/// The semantic program of a configuration with weights from anywhere.
+/// The semantic program of an architecture, which need not be in the table, with weights from anywhere.
 ///
 /// # Errors
 /// As for [`semantic`].
-pub fn semantic_of(config: &Config, weights: &dyn Weights) -> Result<Semantic> {
-    let model = Model::of_config(config)?;
+pub fn semantic_with(model: &Model, config: &Config, weights: &dyn Weights) -> Result<Semantic> {
     let mut builder = Builder::new(Function::new("main", Opset::Semantic));
     let ty = TensorType { dtype: DType::I32, shape: vec![Dim::Fixed(1), Dim::Unknown] };
     let ids = builder.input("input_ids", ty.into(), Flexibility::Fixed);

@@ -162,12 +162,11 @@ fn count(n: usize) -> Vec<i32> {
 
 impl RotaryTable {
     fn new(frequencies: &[f32], scaling: f32, context: usize, dtype: DType, index: usize) -> Result<RotaryTable> {
-        // The angle is rounded to float32, as in transformers: positions far out depend on it.
-        let angles = (0..context).flat_map(|p| frequencies.iter().map(move |f| f64::from(p as f32 * f)));
+        let angles = (0..context).flat_map(|p| frequencies.iter().map(move |f| p as f64 * f64::from(*f)));
         let (mut cos, mut sin) = (Vec::new(), Vec::new());
         for angle in angles {
-            cos.push(angle.cos() as f32 * scaling);
-            sin.push(angle.sin() as f32 * scaling);
+            cos.push((angle.cos() * f64::from(scaling)) as f32);
+            sin.push((angle.sin() * f64::from(scaling)) as f32);
         }
         let weight = |name: &str, values: Vec<f32>| -> Result<Weight> {
             let name = if index == 0 { name.to_owned() } else { format!("{name}_{index}") };

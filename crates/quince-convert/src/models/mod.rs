@@ -96,7 +96,8 @@ pub(crate) struct Built {
 }
 
 impl Model {
-    const fn of<A: Architecture>(doc: &'static str) -> Model {
+    /// The entry of an architecture.
+    pub const fn of<A: Architecture>(doc: &'static str) -> Model {
         Model { model_types: A::MODEL_TYPES, doc, tiny: A::TINY, build: build::<A> }
     }
 

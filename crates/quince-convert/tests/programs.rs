@@ -1,0 +1,175 @@
+//! Programs of every architecture, run by plain evaluation: against golden files of transformers, and against each other
+//! by the laws that need no oracle.
+
+mod support;
+
+use quince_checkpoint::{Checkpoint, SafetensorsFile};
+use quince_convert::lower::{Grouping, KvCache, LogitsOf, Precision};
+use quince_convert::{FunctionName, MODELS, Model, Options, convert, semantic};
+use quince_mil::{Opset, Program, Tensor, verify};
+use std::path::{Path, PathBuf};
+use support::{Odd, Session, close, lowered, psnr, row, run_full, tiny};
+
+const GOLDEN: &[&str] = &["llama-gqa-untied", "llama3-rope-scaled", "qwen2-bias", "qwen3-qknorm"];
+
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/arch").join(name)
+}
+
+fn full(precision: Precision) -> Options {
+    Options { functions: vec![FunctionName::Full], precision, ..Options::default() }
+}
+
+fn checked(program: &Program) {
+    verify::program(program).unwrap();
+    for function in &program.functions {
+        assert_eq!(function.opset, Opset::CoreML8);
+        assert!(function.block.operations.iter().all(|operation| operation.op().unwrap().since() <= Opset::CoreML8));
+    }
+}
+
+#[test]
+fn programs_give_the_golden_logits() {
+    for name in GOLDEN {
+        let checkpoint = Checkpoint::open(golden(name)).unwrap();
+        let file = SafetensorsFile::open(&golden(name).join("golden.safetensors")).unwrap();
+        let reference = semantic(&checkpoint).unwrap();
+        let exact = convert(&checkpoint, &full(Precision::Float32)).unwrap().program;
+        let half = convert(&checkpoint, &full(Precision::Float16)).unwrap().program;
+        checked(&exact);
+        checked(&half);
+        for i in 0..2 {
+            let ids = file.tensor(&format!("input_ids_{i}")).unwrap().to_i64().unwrap();
+            let expected = file.tensor(&format!("logits_{i}")).unwrap();
+            close(&run_full(&reference.program, &ids), &expected, 1e-4, name);
+            close(&run_full(&exact, &ids), &expected, 1e-4, name);
+            let found = psnr(&run_full(&half, &ids), &expected);
+            assert!(found >= 40.0, "{name}: {found} dB in float16");
+        }
+    }
+}
+
+#[test]
+fn cached_functions_continue_a_golden_text_greedily() {
+    for name in GOLDEN {
+        let checkpoint = Checkpoint::open(golden(name)).unwrap();
+        let file = SafetensorsFile::open(&golden(name).join("golden.safetensors")).unwrap();
+        let expected = file.tensor("greedy_0").unwrap().to_i64().unwrap();
+        let prompt = file.tensor("input_ids_0").unwrap().len();
+        let options =
+            Options { context: Some(40), prefill_length: Some(5), precision: Precision::Float32, ..Options::default() };
+        let converted = convert(&checkpoint, &options).unwrap();
+        let mut session = Session::new(&converted.program, options.kv_cache);
+        let mut logits = session.prefill(&expected[..prompt], 5);
+        for i in prompt..expected.len() {
+            let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap() as i64;
+            assert_eq!(best, expected[i], "{name}: token {i}");
+            logits = session.decode(best, i);
+        }
+    }
+}
+
+/// The text that the laws are tried on, longer than a window and than several chunks.
+const TEXT: [i64; 13] = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9];
+
+#[test]
+fn cached_functions_are_the_full_function() {
+    let odd = Model::of::<Odd>("odd");
+    for model in MODELS.iter().chain([&odd]) {
+        let semantic = tiny(model);
+        let expected = run_full(&semantic.program, &TEXT);
+        for (kv_cache, grouping, logits) in [
+            (KvCache::State, Grouping::Grouped, LogitsOf::Last),
+            (KvCache::State, Grouping::Repeated, LogitsOf::All),
+            (KvCache::Io, Grouping::Grouped, LogitsOf::All),
+            (KvCache::Io, Grouping::Repeated, LogitsOf::Last),
+        ] {
+            let what = format!("{} {kv_cache:?} {grouping:?} {logits:?}", model.model_types[0]);
+            let program = lowered(&semantic, kv_cache, grouping, logits, Precision::Float32);
+            checked(&program);
+            close(&run_full(&program, &TEXT), &expected, 1e-5, &what);
+            // A prompt shorter than a chunk of four, as long, and longer.
+            for prompt in [2, 4, 7] {
+                let mut session = Session::new(&program, kv_cache);
+                let mut found = session.prefill(&TEXT[..prompt], 4);
+                for (i, token) in TEXT.iter().enumerate().skip(prompt) {
+                    close(&Tensor::vector(found), &row(&expected, i - 1), 1e-5, &format!("{what}, token {i}"));
+                    found = session.decode(*token, i);
+                }
+                close(&Tensor::vector(found), &row(&expected, TEXT.len() - 1), 1e-5, &what);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_padded_chunk_leaves_no_trace() {
+    let semantic = tiny(&MODELS[0]);
+    let expected = run_full(&semantic.program, &TEXT);
+    let program = lowered(&semantic, KvCache::State, Grouping::Grouped, LogitsOf::All, Precision::Float32);
+    let mut session = Session::new(&program, KvCache::State);
+    let logits = session.call("init", &[TEXT[0], TEXT[1], 0, 0], 0);
+    close(&row(&logits, 1), &row(&expected, 1), 1e-5, "padded");
+    let logits = session.decode(TEXT[2], 2);
+    close(&Tensor::vector(logits), &row(&expected, 2), 1e-5, "after padding");
+}
+
+#[test]
+fn a_window_hides_what_is_further_back() {
+    let semantic = tiny(&Model::of::<Odd>("odd"));
+    let program = lowered(&semantic, KvCache::State, Grouping::Grouped, LogitsOf::Last, Precision::Float32);
+    let last = |text: &[i64]| row(&run_full(&program, text), text.len() - 1);
+    // Two layers that see three tokens each reach four tokens back.
+    let (mut far, mut near) = (TEXT, TEXT);
+    far[TEXT.len() - 6] += 1;
+    near[TEXT.len() - 5] += 1;
+    assert!(last(&far).same(&last(&TEXT)));
+    assert!(!last(&near).same(&last(&TEXT)));
+}
+
+#[test]
+fn functions_share_their_weights() {
+    let program = lowered(&tiny(&MODELS[0]), KvCache::State, Grouping::Grouped, LogitsOf::Last, Precision::Float16);
+    let ids = |i: usize| {
+        let operations = &program.functions[i].block.operations;
+        let weights = operations.iter().filter_map(|operation| match operation.constant() {
+            Some(quince_mil::Value::Weight(weight)) => Some((weight.name().to_owned(), weight.id())),
+            _ => None,
+        });
+        let mut weights: Vec<_> = weights.collect();
+        weights.sort();
+        weights
+    };
+    assert!(ids(0).len() > 20 && ids(0) == ids(1) && ids(0) == ids(2));
+}
+
+#[test]
+fn options_that_contradict_each_other_are_refused() {
+    let checkpoint = Checkpoint::open(golden(GOLDEN[0])).unwrap();
+    let error = |options: Options| convert(&checkpoint, &options).err().map(|e| e.to_string()).unwrap_or_default();
+    let found = error(Options { functions: vec![FunctionName::Decode], kv_cache: KvCache::None, ..Options::default() });
+    assert!(found.starts_with("function `main` continues a text, but there is no KV cache"), "{found}");
+    let found = error(Options { context: Some(16), prefill_length: Some(32), ..Options::default() });
+    assert_eq!(found, "function `init`: found 32 tokens a call, expected 1 to the context, 16");
+    assert!(error(Options { length: Some(8), ..Options::default() }).starts_with("a length is given"));
+    assert!(error(Options { context: Some(0), ..Options::default() }).starts_with("found a context of 0 tokens"));
+    let twice = vec![FunctionName::Full, FunctionName::Full];
+    assert_eq!(error(Options { functions: twice, ..Options::default() }), "the function `full` is asked for twice");
+}
+
+#[test]
+fn a_checkpoint_that_is_not_what_its_configuration_says_is_refused() {
+    let config = |text: &str| quince_checkpoint::Config::from_text("m/config.json", text).unwrap();
+    let error = |text: &str| {
+        let config = config(text);
+        let result = quince_convert::semantic_with(&MODELS[0], &config, &support::RandomWeights);
+        result.err().map(|e| e.to_string()).unwrap_or_default()
+    };
+    let tiny = MODELS[0].tiny;
+    let found = error(&tiny.replace("500.0", "500.0, \"hidden_act\": \"relu\""));
+    assert!(found.contains("unknown variant `relu`"), "{found}");
+    let found = error(&tiny.replace("\"hidden_size\": 8", "\"hidden_size\": 99999999999"));
+    assert!(found.starts_with("m/config.json: key `hidden_size`: found 99999999999, expected at most"), "{found}");
+    assert!(!error(&tiny.replace("\"num_attention_heads\": 4", "\"num_attention_heads\": 0")).is_empty());
+    assert!(!error(&tiny.replace("\"num_key_value_heads\": 2", "\"num_key_value_heads\": 3")).is_empty());
+}

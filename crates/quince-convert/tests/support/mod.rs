@@ -1,0 +1,194 @@
+//! Random weights, an architecture that is unlike the others, and a host that calls cached functions as a runtime does.
+
+use quince_checkpoint::Config;
+use quince_convert::blocks::{Activation, gated_mlp, pre_norm};
+use quince_convert::graph::{Attention, Bias, Graph, Weights};
+use quince_convert::lower::{
+    FunctionKind, FunctionSpec, Grouping, KvCache, Length, LogitsOf, Precision, Settings, TARGETS, lower,
+};
+use quince_convert::models::LmHead;
+use quince_convert::{Architecture, Model, Rope, Semantic, semantic_with};
+use quince_mil::eval::{self, Tensors};
+use quince_mil::{Program, Result, Tensor, ValueType, Var, Weight};
+use serde::Deserialize;
+
+/// Weights of any name and shape: the same for the same name.
+pub struct RandomWeights;
+
+impl Weights for RandomWeights {
+    fn weight(&self, name: &str, shape: &[usize]) -> Result<Weight> {
+        let mut state =
+            name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
+        let (middle, spread) = if name.contains("norm") { (1.0, 0.3) } else { (0.0, 0.6) };
+        let values = (0..shape.iter().product()).map(|_| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            middle + spread * ((state >> 40) as f32 / (1 << 23) as f32 - 1.0)
+        });
+        Ok(Weight::from_tensor(name, Tensor::from_vec(shape, values.collect())?))
+    }
+}
+
+/// What no architecture of the table has yet: a scale of its own, soft caps, heads rotated in part, windows in every
+/// layer, another activation.
+#[derive(Deserialize)]
+pub struct Odd {
+    vocab_size: usize,
+}
+
+impl Architecture for Odd {
+    const MODEL_TYPES: &'static [&'static str] = &["odd"];
+    const TINY: &'static str = r#"{ "model_type": "odd", "vocab_size": 19 }"#;
+
+    fn build(&self, g: &mut Graph) -> Result<Var> {
+        let rope = Rope::from_config(g.config(), 4)?;
+        let mut x = g.embedding("embed", self.vocab_size, 8)?;
+        for i in 0..2 {
+            let attention = |g: &mut Graph, x| {
+                let q = g.linear("q_proj", x, 4 * 6, Bias::Present)?;
+                let k = g.linear("k_proj", x, 2 * 6, Bias::Absent)?;
+                let v = g.linear("v_proj", x, 2 * 6, Bias::Absent)?;
+                let (q, k, v) = (g.split_heads(q, 4)?, g.split_heads(k, 2)?, g.split_heads(v, 2)?);
+                let (q, k) = (g.rope(q, &rope)?, g.rope(k, &rope)?);
+                let how = Attention { window: Some(3), scale: Some(0.3), softcap: (i == 1).then_some(2.0) };
+                let out = g.attention(q, k, v, how)?;
+                g.linear("o_proj", out, 8, Bias::Absent)
+            };
+            let mlp = |g: &mut Graph, x| gated_mlp(g, x, 12, Activation::GeluTanh, Bias::Absent);
+            x = g.scope(&format!("layers.{i}"), |g| pre_norm(g, x, 1e-5, attention, mlp))?;
+        }
+        g.rms_norm("norm", x, 1e-5)
+    }
+
+    fn head(&self) -> LmHead {
+        LmHead { module: "head", vocab_size: self.vocab_size, bias: Bias::Present }
+    }
+
+    fn max_positions(&self) -> usize {
+        32
+    }
+}
+
+/// The semantic program of an architecture's tiny configuration.
+pub fn tiny(model: &Model) -> Semantic {
+    let config = Config::from_text("tiny", model.tiny).unwrap();
+    semantic_with(model, &config, &RandomWeights).unwrap()
+}
+
+/// The functions `init` of four tokens, `decode` and `full` for a context of 16.
+pub fn lowered(
+    semantic: &Semantic,
+    kv_cache: KvCache,
+    grouping: Grouping,
+    logits: LogitsOf,
+    precision: Precision,
+) -> Program {
+    let spec = |name: &str, kind| FunctionSpec { name: name.to_owned(), kind };
+    let functions = [
+        spec("init", FunctionKind::Cached { tokens: 4, logits }),
+        spec("decode", FunctionKind::Cached { tokens: 1, logits: LogitsOf::Last }),
+        spec("full", FunctionKind::Full(Length::Flexible)),
+    ];
+    let settings = Settings { precision, grouping, kv_cache, context: 16 };
+    lower(semantic, &TARGETS[0], &settings, &functions).unwrap()
+}
+
+/// The logits of the function `full`, or of the only function.
+pub fn run_full(program: &Program, ids: &[i64]) -> Tensor {
+    let inputs = Tensors::from([("input_ids".to_owned(), tokens(ids))]);
+    let mut outputs = eval::run(program.function("full").unwrap(), &inputs, &mut Tensors::new()).unwrap();
+    outputs.remove("logits").unwrap()
+}
+
+fn tokens(ids: &[i64]) -> Tensor {
+    Tensor::from_vec([1, ids.len()], ids.iter().map(|&id| id as i32).collect()).unwrap()
+}
+
+/// A text that goes on: states, or the caches that the host keeps.
+pub struct Session<'a> {
+    program: &'a Program,
+    states: Tensors,
+    caches: Tensors,
+}
+
+impl<'a> Session<'a> {
+    pub fn new(program: &'a Program, kv_cache: KvCache) -> Session<'a> {
+        let mut caches = Tensors::new();
+        let decode = program.function("decode").unwrap();
+        for input in decode.inputs.iter().filter(|_| kv_cache == KvCache::Io) {
+            let info = decode.var(input.var);
+            if let (true, ValueType::Tensor(ty)) = (info.name.ends_with("_cache"), &info.ty) {
+                caches.insert(info.name.clone(), Tensor::zeros(ty.dtype, ty.dims().unwrap()).unwrap());
+            }
+        }
+        assert_eq!(caches.len(), if kv_cache == KvCache::Io { 2 } else { 0 });
+        Session { program, states: Tensors::new(), caches }
+    }
+
+    /// The logits after a prompt: whole chunks by `init`, the rest token by token.
+    pub fn prefill(&mut self, prompt: &[i64], chunk: usize) -> Vec<f32> {
+        let mut logits = Vec::new();
+        let whole = prompt.len() / chunk * chunk;
+        for start in (0..whole).step_by(chunk) {
+            let all = self.call("init", &prompt[start..start + chunk], start);
+            logits = row(&all, all.shape()[1] - 1).to_f32().unwrap();
+        }
+        for (i, token) in prompt.iter().enumerate().skip(whole) {
+            logits = self.decode(*token, i);
+        }
+        logits
+    }
+
+    pub fn decode(&mut self, token: i64, position: usize) -> Vec<f32> {
+        self.call("decode", &[token], position).to_f32().unwrap()
+    }
+
+    /// Calls a function, and writes what it gives for the caches there.
+    pub fn call(&mut self, function: &str, ids: &[i64], position: usize) -> Tensor {
+        let mut inputs = self.caches.clone();
+        inputs.insert("input_ids".to_owned(), tokens(ids));
+        inputs.insert("position".to_owned(), Tensor::vector(vec![position as i32]));
+        let function = self.program.function(function).unwrap();
+        let mut outputs = eval::run(function, &inputs, &mut self.states).unwrap();
+        for (cache, new) in [("k_cache", "new_k"), ("v_cache", "new_v")] {
+            if let Some(cache) = self.caches.get_mut(cache) {
+                *cache = with_rows(cache, &outputs[new], position);
+            }
+        }
+        outputs.remove("logits").unwrap()
+    }
+}
+
+/// A cache [layers, heads, context, D] with new rows [layers, heads, tokens, D] at a position.
+fn with_rows(cache: &Tensor, new: &Tensor, position: usize) -> Tensor {
+    let [layers, heads, context, dim] = cache.shape() else { panic!("found {cache:?}, expected four axes") };
+    let (layers, heads, context, dim, tokens) = (*layers, *heads, *context, *dim, new.shape()[2]);
+    let (mut all, rows) = (cache.to_f32().unwrap(), new.to_f32().unwrap());
+    for head in 0..layers * heads {
+        let to = (head * context + position) * dim;
+        all[to..to + tokens * dim].copy_from_slice(&rows[head * tokens * dim..][..tokens * dim]);
+    }
+    Tensor::from_f32(cache.dtype(), cache.shape(), all).unwrap()
+}
+
+/// Row `i` of logits [1, S, V].
+pub fn row(logits: &Tensor, i: usize) -> Tensor {
+    let shape = logits.shape().to_vec();
+    logits.reshape([shape[1], shape[2]]).unwrap().rows(i..i + 1).unwrap().reshape([shape[2]]).unwrap()
+}
+
+/// Fails unless two tensors of one shape differ by at most `tolerance` everywhere.
+pub fn close(found: &Tensor, expected: &Tensor, tolerance: f32, what: &str) {
+    assert_eq!(found.shape(), expected.shape(), "{what}");
+    let (found, expected) = (found.to_f32().unwrap(), expected.to_f32().unwrap());
+    for (i, (f, e)) in found.iter().zip(&expected).enumerate() {
+        assert!((f - e).abs() <= tolerance, "{what}: element {i} is {f}, expected {e}");
+    }
+}
+
+/// The ratio of the largest value to the error, in decibels.
+pub fn psnr(found: &Tensor, expected: &Tensor) -> f64 {
+    let (found, expected) = (found.to_f64().unwrap(), expected.to_f64().unwrap());
+    let peak = expected.iter().fold(0.0f64, |peak, v| peak.max(v.abs()));
+    let error: f64 = found.iter().zip(&expected).map(|(f, e)| (f - e).powi(2)).sum::<f64>() / expected.len() as f64;
+    20.0 * (peak / error.sqrt()).log10()
+}
