@@ -57,11 +57,26 @@ pub(crate) unsafe fn load_floats<S: Simd>(values: &Floats, start: usize, out: &m
     }
 }
 
-/// How many indices are unpacked to bytes at a time.
+/// How many indices or codes are unpacked to bytes at a time.
 const CHUNK: usize = 256;
 
 #[inline(always)]
 unsafe fn lut_row<S: Simd>(lut: &Lut, row: usize, cols: usize, col: usize, out: &mut [f32]) {
+    unsafe {
+        match lut.nbits {
+            1 => lut_row_of::<S, 2>(lut, row, cols, col, out),
+            2 => lut_row_of::<S, 4>(lut, row, cols, col, out),
+            3 => lut_row_of::<S, 8>(lut, row, cols, col, out),
+            4 => lut_row_of::<S, 16>(lut, row, cols, col, out),
+            6 => lut_row_of::<S, 64>(lut, row, cols, col, out),
+            _ => lut_row_of::<S, 256>(lut, row, cols, col, out),
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn lut_row_of<S: Simd, const ENTRIES: usize>(lut: &Lut, row: usize, cols: usize, col: usize, out: &mut [f32]) {
+    let data = lut.indices.as_slice();
     let mut indices = [0u8; CHUNK + 16];
     let mut done = 0;
     while done < out.len() {
@@ -71,12 +86,11 @@ unsafe fn lut_row<S: Simd>(lut: &Lut, row: usize, cols: usize, col: usize, out: 
             GroupAxis::Cols => (lut.group - at % lut.group).min(out.len() - done),
         };
         let count = run.min(CHUNK);
-        unpack::<S>(lut.indices.as_slice(), row * cols + at, lut.nbits, &mut indices[..count]);
-        let entries = 1 << lut.nbits;
-        let table = lut.table_of(row, at) * entries;
-        let table = lut.tables.values()[table..table + entries].as_ptr();
-        let source = indices.as_ptr();
-        unsafe { map_vectors::<S>(&mut out[done..done + count], |i, _| S::lookup(table, entries, source.add(i))) }
+        unpack::<S>(data, row * cols + at, lut.nbits, &mut indices[..count]);
+        let table = lut.table_of(row, at) * ENTRIES;
+        let table: &[f32] = &lut.tables.values()[table..table + ENTRIES];
+        let (table, source) = (table.as_ptr(), indices.as_ptr());
+        unsafe { map_vectors::<S>(&mut out[done..done + count], |i, _| S::lookup::<ENTRIES>(table, source.add(i))) }
         done += count;
     }
 }
@@ -89,14 +103,16 @@ pub(crate) fn unpack<S: Simd>(data: &[u8], first: usize, nbits: usize, out: &mut
         return out.copy_from_slice(&data[first..first + count]);
     }
     let mask = ((1u64 << nbits) - 1) * 0x0101_0101_0101_0101;
+    // Eight elements are whole bytes, so that all eights begin at the same bit; they lie in at most 55 bits. Near the
+    // end of the data, elements are taken one by one.
+    let (shift, mut byte) = (first * nbits % 8, first * nbits / 8);
     let mut done = 0;
     while done + 8 <= count {
-        let bit = (first + done) * nbits;
-        // Eight indices of at most six bits lie in 55 bits; near the end of the data they are taken one by one.
-        let Some(Ok(word)) = data.get(bit / 8..bit / 8 + 8).map(<[u8; 8]>::try_from) else { break };
-        let word = u64::from_le_bytes(word) >> (bit % 8);
+        let Some(word) = data.get(byte..).and_then(<[u8]>::first_chunk::<8>) else { break };
+        let word = u64::from_le_bytes(*word) >> shift;
         out[done..done + 8].copy_from_slice(&S::deposit_bits(word, mask).to_le_bytes());
         done += 8;
+        byte += nbits;
     }
     for (i, out) in out.iter_mut().enumerate().skip(done) {
         *out = bits_at(data, first + i, nbits) as u8;
@@ -105,28 +121,33 @@ pub(crate) fn unpack<S: Simd>(data: &[u8], first: usize, nbits: usize, out: &mut
 
 #[inline(always)]
 unsafe fn affine_row<S: Simd>(affine: &Affine, row: usize, cols: usize, col: usize, out: &mut [f32]) {
+    let data = affine.data.as_slice();
     let mut codes = [0u8; CHUNK + 16];
-    let mut done = 0;
-    while done < out.len() {
-        let at = col + done;
-        let run = (affine.block[1] - at % affine.block[1]).min(out.len() - done);
-        let count = run.min(CHUNK);
-        let block = affine.block_of(row, at);
-        let (scale, offset) = (affine.scale.get(block), affine.offset_at(block));
-        unpack::<S>(affine.data.as_slice(), row * cols + at, affine.codes.nbits(), &mut codes[..count]);
+    let mut scales = [0.0f32; CHUNK];
+    for (chunk, out) in out.chunks_mut(CHUNK).enumerate() {
+        let first = col + chunk * CHUNK;
+        unpack::<S>(data, row * cols + first, affine.codes.nbits(), &mut codes[..out.len()]);
         if affine.codes == CodeType::Int4 {
-            codes[..count].iter_mut().for_each(|code| *code = (*code ^ 8).wrapping_sub(8));
+            codes[..out.len()].iter_mut().for_each(|code| *code = (*code ^ 8).wrapping_sub(8));
         }
         let signed = matches!(affine.codes, CodeType::Int8 | CodeType::Int4);
-        let source = codes.as_ptr();
-        unsafe {
-            let (scale, offset) = (S::splat(scale), S::splat(offset as f32));
-            map_vectors::<S>(&mut out[done..done + count], |i, _| {
-                let code = if signed { S::load_i8(source.add(i).cast()) } else { S::load_u8(source.add(i)) };
-                code.sub(offset).mul(scale)
-            });
+        let first_block = affine.block_of(row, first);
+        let blocks = affine.block_of(row, first + out.len() - 1) - first_block + 1;
+        unsafe { load_floats::<S>(&affine.scale, first_block, &mut scales[..blocks]) };
+        let (mut done, mut end) = (0, affine.block[1] - first % affine.block[1]);
+        for (i, &scale) in scales[..blocks].iter().enumerate() {
+            let offset = if affine.offset.is_some() { affine.offset_at(first_block + i) } else { 0 };
+            end = end.min(out.len());
+            let source = codes[done..].as_ptr();
+            unsafe {
+                let (scale, offset) = (S::splat(scale), S::splat(offset as f32));
+                map_vectors::<S>(&mut out[done..end], |i, _| {
+                    let code = if signed { S::load_i8(source.add(i).cast()) } else { S::load_u8(source.add(i)) };
+                    code.sub(offset).mul(scale)
+                });
+            }
+            (done, end) = (end, end + affine.block[1]);
         }
-        done += count;
     }
 }
 

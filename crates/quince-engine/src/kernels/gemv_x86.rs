@@ -100,10 +100,12 @@ unsafe fn rows_of<const M: usize>(product: &Product, rows: Range<usize>, first: 
     M
 }
 
+/// How many bytes ahead of its use the packed data is asked for.
+const PREFETCH: usize = 1536;
 /// Indices that are unpacked to bytes at a time when they do not divide a byte.
 const CHUNK: usize = 1024;
 
-#[inline(always)]
+#[target_feature(enable = "avx2,fma,f16c,bmi2")]
 unsafe fn lut_rows<const NBITS: usize, const PIECES: usize, const PLANES: usize, const M: usize>(
     lut: &Lut,
     rows: Range<usize>,
@@ -184,6 +186,7 @@ impl<const PIECES: usize, const PLANES: usize, const M: usize> LutWalk<'_, PIECE
     unsafe fn block(&mut self, pieces: &Pieces<PIECES>, scale: f32, bytes: *const u8, block: usize) {
         unsafe {
             let mut sums = [_mm256_setzero_si256(); M];
+            prefetch(bytes);
             for group in 0..Self::BLOCK_BYTES / 32 {
                 let packed = _mm256_loadu_si256(bytes.add(32 * group).cast());
                 for plane in 0..PLANES {
@@ -254,6 +257,13 @@ impl<const PIECES: usize> Pieces<PIECES> {
     }
 }
 
+/// Asks for what lies some lines ahead: the row that follows goes on where this one ends.
+#[inline(always)]
+unsafe fn prefetch(p: *const u8) {
+    // SAFETY: a prefetch of any address is harmless.
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(PREFETCH).cast()) }
+}
+
 /// Pair sums of 32 products.
 #[inline(always)]
 unsafe fn multiply(w: [__m256i; 2], x: *const __m256i) -> __m256i {
@@ -278,16 +288,18 @@ unsafe fn affine_rows<const NBITS: usize, const M: usize>(
 ) {
     let block = affine.block[1];
     unsafe {
-        if block == cols || block.is_multiple_of(128) {
-            affine_rows_by::<NBITS, 128, M>(affine, rows, cols, x, store);
-        } else {
-            affine_rows_by::<NBITS, 32, M>(affine, rows, cols, x, store);
+        let wide = block == cols || block.is_multiple_of(128);
+        match (wide, affine.offset.is_some()) {
+            (true, false) => affine_rows_by::<NBITS, 128, false, M>(affine, rows, cols, x, store),
+            (true, true) => affine_rows_by::<NBITS, 128, true, M>(affine, rows, cols, x, store),
+            (false, false) => affine_rows_by::<NBITS, 32, false, M>(affine, rows, cols, x, store),
+            (false, true) => affine_rows_by::<NBITS, 32, true, M>(affine, rows, cols, x, store),
         }
     }
 }
 
-#[inline(always)]
-unsafe fn affine_rows_by<const NBITS: usize, const STEP: usize, const M: usize>(
+#[target_feature(enable = "avx2,fma,f16c,bmi2")]
+unsafe fn affine_rows_by<const NBITS: usize, const STEP: usize, const OFFSETS: bool, const M: usize>(
     affine: &Affine,
     rows: Range<usize>,
     cols: usize,
@@ -305,21 +317,21 @@ unsafe fn affine_rows_by<const NBITS: usize, const STEP: usize, const M: usize>(
             let count = SCALES.min(affine.blocks_per_row - first);
             unsafe { load_floats::<Avx2>(&affine.scale, first_block + first, &mut scales[..count]) };
             for (i, &scale) in scales[..count].iter().enumerate() {
-                let offset = if affine.offset.is_some() { affine.offset_at(first_block + first + i) } else { 0 };
+                let offset = if OFFSETS { affine.offset_at(first_block + first + i) } else { 0 };
                 let codes = Codes { signed, offset };
-                let (start, whole) = ((first + i) * block, block / STEP * STEP);
-                for col in (start..start + whole).step_by(STEP) {
+                let (mut col, end) = ((first + i) * block, (first + i + 1) * block);
+                while col + STEP <= end {
                     unsafe {
                         let p = data.as_ptr().add(col * NBITS / 8);
                         affine_step::<NBITS, STEP, M>(codes, p, col, scale, x, &mut sums);
                     }
+                    col += STEP;
                 }
-                if whole < block {
+                if col < end {
                     // Only the end of a row with one scale; what is beyond it meets activations of zero.
-                    let (mut padded, rest) = ([0u8; 128], &data[(start + whole) * NBITS / 8..]);
+                    let (mut padded, rest) = ([0u8; 128], &data[col * NBITS / 8..]);
                     padded[..rest.len()].copy_from_slice(rest);
-                    let p = padded.as_ptr();
-                    unsafe { affine_step::<NBITS, STEP, M>(codes, p, start + whole, scale, x, &mut sums) };
+                    unsafe { affine_step::<NBITS, STEP, M>(codes, padded.as_ptr(), col, scale, x, &mut sums) };
                 }
             }
         }
@@ -347,7 +359,8 @@ unsafe fn affine_step<const NBITS: usize, const STEP: usize, const M: usize>(
             }
         }
         for ((sum, exact), (_, scales)) in sums.iter_mut().zip(exact).zip(x) {
-            let scale = _mm256_set1_ps(scale * scales[col / 128]);
+            debug_assert!(col / 128 < scales.len());
+            let scale = _mm256_set1_ps(scale * scales.get_unchecked(col / 128));
             *sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(exact), scale, *sum);
         }
     }

@@ -51,8 +51,8 @@ pub(crate) trait Simd: Copy {
     unsafe fn load_i8(p: *const i8) -> Self;
     /// The integers at `p` as numbers.
     unsafe fn load_u8(p: *const u8) -> Self;
-    /// `table[index]` for the indices at `p`, all below `entries`, which is a power of two from 2 to 256.
-    unsafe fn lookup(table: *const f32, entries: usize, p: *const u8) -> Self;
+    /// `table[index]` for the indices at `p`, all below `ENTRIES`, which is a power of two from 2 to 256.
+    unsafe fn lookup<const ENTRIES: usize>(table: *const f32, p: *const u8) -> Self;
     /// Moves the low bits of `word` to the places of the set bits of `mask` (x86's `pdep`).
     fn deposit_bits(word: u64, mask: u64) -> u64;
     /// Transposes 8 × 8 numbers: row `i` of the source begins at `src + i · src_stride`.
@@ -232,7 +232,7 @@ impl<const N: usize> Simd for [f32; N] {
         unsafe { p.cast::<[u8; N]>().read() }.map(f32::from)
     }
     #[inline(always)]
-    unsafe fn lookup(table: *const f32, _entries: usize, p: *const u8) -> Self {
+    unsafe fn lookup<const ENTRIES: usize>(table: *const f32, p: *const u8) -> Self {
         // SAFETY: the caller vouches for N readable indices, all inside the table.
         unsafe { p.cast::<[u8; N]>().read().map(|index| *table.add(usize::from(index))) }
     }

@@ -116,8 +116,8 @@ impl Simd for Neon {
         unsafe { Self::load(<[f32; 8]>::load_u8(p).as_ptr()) }
     }
     #[inline(always)]
-    unsafe fn lookup(table: *const f32, entries: usize, p: *const u8) -> Self {
-        unsafe { Self::load(<[f32; 8]>::lookup(table, entries, p).as_ptr()) }
+    unsafe fn lookup<const ENTRIES: usize>(table: *const f32, p: *const u8) -> Self {
+        unsafe { Self::load(<[f32; 8]>::lookup::<ENTRIES>(table, p).as_ptr()) }
     }
     #[inline(always)]
     fn deposit_bits(word: u64, mask: u64) -> u64 {

@@ -109,10 +109,10 @@ impl Simd for Avx2 {
         unsafe { Avx2(_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast())))) }
     }
     #[inline(always)]
-    unsafe fn lookup(table: *const f32, entries: usize, p: *const u8) -> Self {
+    unsafe fn lookup<const ENTRIES: usize>(table: *const f32, p: *const u8) -> Self {
         unsafe {
             let index = _mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast()));
-            Avx2(match entries {
+            Avx2(match ENTRIES {
                 2 => _mm256_permutevar8x32_ps(_mm256_castpd_ps(_mm256_broadcast_sd(&*table.cast::<f64>())), index),
                 4 => _mm256_permutevar8x32_ps(_mm256_broadcast_ps(&*table.cast::<__m128>()), index),
                 8 => _mm256_permutevar8x32_ps(_mm256_loadu_ps(table), index),
@@ -221,12 +221,12 @@ impl Simd for Avx512 {
         unsafe { Avx512(_mm512_cvtepi32_ps(_mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast())))) }
     }
     #[inline(always)]
-    unsafe fn lookup(table: *const f32, entries: usize, p: *const u8) -> Self {
+    unsafe fn lookup<const ENTRIES: usize>(table: *const f32, p: *const u8) -> Self {
         unsafe {
             let index = _mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast()));
-            Avx512(match entries {
-                // The permutation looks at the low four bits of an index, and indices are below `entries`.
-                ..=16 => _mm512_permutexvar_ps(index, _mm512_maskz_loadu_ps(low_bits(entries), table)),
+            Avx512(match ENTRIES {
+                // The permutation looks at the low four bits of an index, and indices are below `ENTRIES`.
+                ..=16 => _mm512_permutexvar_ps(index, _mm512_maskz_loadu_ps(low_bits(ENTRIES), table)),
                 _ => _mm512_i32gather_ps::<4>(index, table),
             })
         }
