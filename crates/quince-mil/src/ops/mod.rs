@@ -8,9 +8,10 @@ use crate::Op;
 pub mod elements;
 mod layout;
 pub mod shape_rules;
+pub mod special;
 #[cfg(test)]
 mod testing;
-pub mod special;
+mod window;
 
 macro_rules! table {
     ($($file:ident: $($op:ident),+;)*) => {
@@ -26,10 +27,12 @@ table! {
         LINEAR_ACTIVATION, SCALED_TANH, SIGMOID_HARD, Gelu, PRELU, SOFTPLUS_PARAMETRIC, Softmax;
     attention: ScaledDotProductAttention;
     band_part: BandPart, NonZero;
+    blockwise: BlockwiseShiftScale, ConstexprCast;
     cast: Cast;
     concat: Concat, Stack;
     constant: Const;
     control_flow: Cond, WhileLoop;
+    conv: Conv, ConvTranspose;
     cumsum: Cumsum;
     elementwise_binary: ADD, SUB, MUL, REAL_DIV, FLOOR_DIV, MOD, MAXIMUM, MINIMUM, POW, EQUAL, NOT_EQUAL, GREATER,
         GREATER_EQUAL, LESS, LESS_EQUAL, LOGICAL_AND, LOGICAL_OR, LOGICAL_XOR;
@@ -37,18 +40,25 @@ table! {
         SIN, SINH, SQRT, SQUARE, TAN, TANH, CLIP, THRESHOLD, INVERSE, LOG, RSQRT;
     gather: Gather, GatherAlongAxis, GatherNd;
     linear: Linear;
+    lut: LutToDense;
     matmul: Matmul, Einsum;
     normalization: LayerNorm, BatchNorm, InstanceNorm, L2Norm, LocalResponseNorm;
+    pad: Pad;
+    pixel: DEPTH_TO_SPACE, SPACE_TO_DEPTH, PIXEL_SHUFFLE, PIXEL_UNSHUFFLE;
+    pool: MAX_POOL, AVG_POOL, L2_POOL;
+    quantize: Quantize, Dequantize, AffineDequantize;
     range: Shape, Range1d, Fill, FillLike, OneHot;
     reduction: REDUCE_SUM, REDUCE_MEAN, REDUCE_MAX, REDUCE_MIN, REDUCE_PROD, REDUCE_L1_NORM, REDUCE_L2_NORM,
         REDUCE_SUM_SQUARE, REDUCE_LOG_SUM, REDUCE_LOG_SUM_EXP, REDUCE_ARGMAX, REDUCE_ARGMIN;
     reshape: Reshape, ReshapeLike, ExpandDims, Squeeze, Flatten2d, Identity;
+    scatter: SCATTER, SCATTER_ALONG_AXIS, SCATTER_ND;
     select: Select;
     semantic_attention: SplitHeads, Rope, Attention;
     semantic_embedding: Embedding, Logits;
     semantic_norm: RmsNorm;
     slice: SliceByIndex, SliceUpdate, SliceBySize;
     sorting: Argsort, Topk;
+    sparse: SparseToDense, LutToSparse, SparseBlockwiseShiftScale;
     split: Split;
     state: ReadState, WriteState;
     tile: Tile, SlidingWindows;
