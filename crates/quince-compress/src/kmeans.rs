@@ -90,8 +90,11 @@ impl Points {
         &self.weights
     }
 
-    /// The weighted sum of squared distances to the nearest of `centroids`, which ascend.
+    /// The weighted sum of squared distances to the nearest of `centroids`, which ascend; infinite if there are none.
     pub fn sse(&self, centroids: &[f64]) -> f64 {
+        if centroids.is_empty() {
+            return f64::INFINITY;
+        }
         let mut nearest = Nearest::new(centroids);
         let distance = |(&value, &weight): (&f64, &f64)| {
             let d = value - centroids[nearest.advance(value)];
@@ -105,8 +108,11 @@ impl Points {
 /// centroids that `table` can store; ascending. Fewer than `k` only if there are fewer values.
 ///
 /// # Errors
-/// When a centroid is beyond the range of `table`.
+/// When `k` is 0, or a centroid is beyond the range of `table`.
 pub fn cluster(points: &Points, k: usize, table: Float) -> Result<Vec<f64>> {
+    if k == 0 {
+        bail!("found 0 clusters, expected at least 1");
+    }
     let means = if points.values.len() <= k { points.values.clone() } else { partition::means(points, k, table) };
     table.store(means)
 }

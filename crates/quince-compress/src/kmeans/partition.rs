@@ -65,9 +65,13 @@ impl Sums {
 
     /// The same points, split only at `count` + 1 places.
     fn coarse(&self, count: usize) -> Self {
-        let last = self.at.len() - 1;
-        let at = (0..=count).map(|i| self.at[i * last / count]).collect();
+        let at = (0..=count).map(|i| self.at[i * self.last() / count]).collect();
         Self { pivot: self.pivot, at }
+    }
+
+    /// The last split point, which is the number of points.
+    fn last(&self) -> usize {
+        self.at.len() - 1
     }
 
     fn mean(&self, i: usize, j: usize) -> f64 {
@@ -132,7 +136,8 @@ impl Rounding for RoundF16 {
 /// Two known solutions, one with fewer runs than wanted and one with more.
 struct Bracket {
     few: Solution,
-    many: Solution,
+    /// Until it is asked for, the solution in which each point is a run.
+    many: Option<Solution>,
 }
 
 struct Solution {
@@ -143,6 +148,10 @@ struct Solution {
 }
 
 impl Solution {
+    fn new<R: Rounding>(sums: &Sums, path: Path, lambda: Option<f64>) -> Self {
+        Self { cost: sums.path_cost::<R>(&path), path, lambda }
+    }
+
     fn runs(&self) -> usize {
         self.path.len() - 1
     }
@@ -152,8 +161,7 @@ impl Solution {
 fn best_path<R: Rounding>(sums: &Sums, k: usize) -> Path {
     // A coarse problem of the same shape tells λ nearly; the exact one then takes one or two solutions.
     let count = (COARSE_PER_RUN * k).max(COARSE_MINIMUM);
-    let lambda =
-        if count * 2 < sums.at.len() { search::<RoundNone>(&sums.coarse(count), k, None).lambda } else { None };
+    let lambda = if count * 2 < sums.last() { search::<RoundNone>(&sums.coarse(count), k, None).lambda } else { None };
     search::<R>(sums, k, lambda).path
 }
 
@@ -161,65 +169,65 @@ fn best_path<R: Rounding>(sums: &Sums, k: usize) -> Path {
 const COARSE_PER_RUN: usize = 16;
 const COARSE_MINIMUM: usize = 384;
 
-/// The solution with `k` runs, given a first guess of its penalty.
+/// The solution with `k` runs, of more than `k` points, given a first guess of its penalty.
 fn search<R: Rounding>(sums: &Sums, k: usize, guess: Option<f64>) -> Solution {
-    let last = sums.at.len() - 1;
-    let solution = |path: Path, lambda| Solution { cost: sums.path_cost::<R>(&path), path, lambda };
-    let mut bracket = Bracket { few: solution(vec![0, last], None), many: solution((0..=last).collect(), None) };
+    let last = sums.last();
+    let mut bracket = Bracket { few: Solution::new::<R>(sums, vec![0, last], None), many: None };
     if k == 1 {
         return bracket.few;
     }
-    if k == last {
-        return bracket.many;
-    }
     // 2.72·σ²/k² is the error of the best quantizer of Gaussian values (Panter, Dite 1951).
-    let power = 5.44 * bracket.few.cost / (k as f64).powi(3);
-    let mut lambda = guess.unwrap_or(power);
+    let mut lambda = guess.unwrap_or(5.44 * bracket.few.cost / (k as f64).powi(3));
     let mut solver = Solver::new(last);
-    for step in 1.. {
-        let chord = bracket.chord();
-        if step % 3 == 0 || !(lambda > 0.0) {
-            lambda = chord;
-        }
-        let found = solution(solver.solve::<R>(sums, lambda), Some(lambda));
+    let mut step = 1;
+    loop {
+        let chord = (step % 3 == 0 || !(lambda > 0.0)).then(|| bracket.chord::<R>(sums));
+        lambda = chord.unwrap_or(lambda);
+        let found = Solution::new::<R>(sums, solver.solve::<R>(sums, lambda), Some(lambda));
         if found.runs() == k {
             return found;
         }
-        // At the chord's slope nothing lies below the chord: f is linear between its ends.
-        let level = bracket.few.cost + chord * bracket.few.runs() as f64;
-        let below = level - (found.cost + chord * found.runs() as f64);
-        if lambda == chord && below <= level * 1e-13 {
-            return solution(bracket.splice(k), Some(lambda));
+        if chord.is_some() && !bracket.is_above(&found, lambda) {
+            return Solution::new::<R>(sums, bracket.splice(k), Some(lambda));
         }
         bracket.narrow(found, k);
         lambda = bracket.guess(k);
+        step += 1;
     }
-    unreachable!("every third step narrows the bracket or ends the search")
 }
 
 impl Bracket {
     /// The slope of the line between the two solutions in the plane of runs and cost.
-    fn chord(&self) -> f64 {
-        (self.few.cost - self.many.cost) / (self.many.runs() - self.few.runs()) as f64
+    fn chord<R: Rounding>(&mut self, sums: &Sums) -> f64 {
+        let each = || Solution::new::<R>(sums, (0..=sums.last()).collect(), None);
+        let many = self.many.get_or_insert_with(each);
+        (self.few.cost - many.cost) / (many.runs() - self.few.runs()) as f64
+    }
+
+    /// Whether `found`, the best solution for the slope of the chord, lies between the two and below the chord. If not,
+    /// f is linear between them.
+    fn is_above(&self, found: &Solution, chord: f64) -> bool {
+        let level = self.few.cost + chord * self.few.runs() as f64;
+        let below = level - (found.cost + chord * found.runs() as f64);
+        let within = found.runs() > self.few.runs() && self.many.as_ref().is_none_or(|many| found.runs() < many.runs());
+        within && below > level * 1e-13
     }
 
     fn narrow(&mut self, found: Solution, k: usize) {
-        if found.runs() < k { self.few = found } else { self.many = found }
+        if found.runs() < k { self.few = found } else { self.many = Some(found) }
     }
 
     /// The penalty at which the number of runs should be `k`: a straight line through what is known,
-    /// in logarithms; with one point only, λ goes as k^-3.
+    /// in logarithms; with one point only, λ goes as k^-3. Not positive when nothing is known.
     fn guess(&self, k: usize) -> f64 {
-        let ratio = |runs: usize| (k as f64 / runs as f64).ln();
-        match (self.few.lambda, self.many.lambda) {
-            (Some(upper), Some(lower)) => {
-                let (a, b) = (ratio(self.few.runs()), ratio(self.many.runs()));
+        let known = |s: &Solution| s.lambda.map(|lambda| (lambda, (k as f64 / s.runs() as f64).ln()));
+        match (known(&self.few), self.many.as_ref().and_then(known)) {
+            (Some((upper, a)), Some((lower, b))) => {
                 let share = a / (a - b);
                 (upper.ln() * (1.0 - share) + lower.ln() * share).exp()
             }
-            (Some(upper), None) => upper * (-3.0 * ratio(self.few.runs())).exp(),
-            (None, Some(lower)) => lower * (-3.0 * ratio(self.many.runs())).exp(),
-            (None, None) => self.chord(),
+            (Some((lambda, ratio)), None) | (None, Some((lambda, ratio))) => lambda * (-3.0 * ratio).exp(),
+            (None, None) => 0.0,
         }
     }
 
@@ -227,8 +235,9 @@ impl Bracket {
     /// as the first and ends as the second. Where an edge of the first covers the edge of the second
     /// that is `more - k` further on, the paths can change places without loss.
     fn splice(&self, k: usize) -> Path {
-        let (few, many) = (&self.few.path, &self.many.path);
-        let shift = self.many.runs() - k;
+        let few = &self.few.path;
+        let Some(Solution { path: many, .. }) = &self.many else { return few.clone() };
+        let shift = many.len() - 1 - k;
         let covers = |i: &usize| few[*i] <= many[*i + shift] && many[*i + shift + 1] <= few[*i + 1];
         let i = (0..self.few.runs()).find(covers).unwrap_or(0);
         few[..=i].iter().chain(&many[i + shift + 1..]).copied().collect()
@@ -251,7 +260,7 @@ impl Solver {
     }
 
     fn solve<R: Rounding>(&mut self, sums: &Sums, lambda: f64) -> Path {
-        let last = sums.at.len() - 1;
+        let last = sums.last();
         self.queue.clear();
         self.queue.push((0, 1));
         let mut head = 0;
@@ -284,34 +293,43 @@ impl Solver {
 
     /// Makes `j` a candidate from the first target on at which it is ahead of those in the queue.
     fn insert<R: Rounding>(&mut self, sums: &Sums, j: usize, head: usize) {
-        let last = sums.at.len() - 1;
         while let Some(&(back, start)) = self.queue.get(head..).and_then(<[_]>::last) {
-            let ahead = |t: usize| self.through::<R>(sums, j, t) < self.through::<R>(sums, back as usize, t);
-            let start = (start as usize).max(j + 1);
-            if ahead(start) {
+            let (back, start) = (back as usize, (start as usize).max(j + 1));
+            if self.ahead::<R>(sums, j, back, start) {
                 self.queue.pop();
                 continue;
             }
-            // Most candidates overtake soon after the one before: steps that double find it quickly.
-            let (mut behind, mut step) = (start, 1);
-            let found = loop {
-                let t = (behind + step).min(last);
-                if t == behind {
-                    return;
-                }
-                if ahead(t) {
-                    break t;
-                }
-                (behind, step) = (t, step * 2);
-            };
-            let mut ahead_at = found;
-            while ahead_at - behind > 1 {
-                let middle = behind + (ahead_at - behind) / 2;
-                if ahead(middle) { ahead_at = middle } else { behind = middle }
+            if let Some(target) = self.overtakes::<R>(sums, j, back, start) {
+                self.queue.push((j as u32, target as u32));
             }
-            self.queue.push((j as u32, ahead_at as u32));
             return;
         }
         self.queue.push((j as u32, j as u32 + 1));
+    }
+
+    /// The first target after `behind` at which `j` is ahead of `back`. Most candidates overtake soon after the one
+    /// before: steps that double find the place quickly, halves find it exactly.
+    fn overtakes<R: Rounding>(&self, sums: &Sums, j: usize, back: usize, mut behind: usize) -> Option<usize> {
+        let mut step = 1;
+        let mut ahead_at = loop {
+            let target = (behind + step).min(sums.last());
+            if target == behind {
+                return None;
+            }
+            if self.ahead::<R>(sums, j, back, target) {
+                break target;
+            }
+            (behind, step) = (target, step * 2);
+        };
+        while ahead_at - behind > 1 {
+            let middle = behind + (ahead_at - behind) / 2;
+            if self.ahead::<R>(sums, j, back, middle) { ahead_at = middle } else { behind = middle }
+        }
+        Some(ahead_at)
+    }
+
+    #[inline(always)]
+    fn ahead<R: Rounding>(&self, sums: &Sums, j: usize, back: usize, target: usize) -> bool {
+        self.through::<R>(sums, j, target) < self.through::<R>(sums, back, target)
     }
 }
