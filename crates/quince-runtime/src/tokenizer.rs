@@ -1,0 +1,499 @@
+//! The tokenizer of a model directory: text to ids and back, special tokens, chat template.
+//!
+//! `tokenizer.json` is run by the `tokenizers` crate, which no type of this module shows. Truncation and padding that
+//! the file may ask for are switched off: they are habits of training, and would cut prompts without a word.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use quince_tensor::{Error, Result, bail};
+use serde_json::{Map, Value};
+use tokenizers::processors::template::TemplateProcessing;
+
+use crate::chat_template::{ChatRequest, ChatTemplate};
+use crate::detokenize::TextStream;
+
+/// What becomes of special tokens such as `<s>` and `<|im_end|>`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SpecialTokens {
+    /// Encoding adds those that begin and end a text; decoding writes them.
+    Include,
+    /// Encoding adds none (those written out in the text are still recognised); decoding leaves them out.
+    Omit,
+}
+
+/// Text to token ids and back, as the model was trained.
+pub struct Tokenizer {
+    inner: tokenizers::Tokenizer,
+    special_ids: BTreeSet<u32>,
+    byte_fallback: bool,
+    bos: Option<u32>,
+    eos: Vec<u32>,
+    special_tokens: Map<String, Value>,
+    chat_template: Option<ChatTemplate>,
+}
+
+impl Tokenizer {
+    /// Reads `tokenizer.json` and, where they are there, `tokenizer_config.json`, `special_tokens_map.json`,
+    /// `generation_config.json`, `config.json` and the chat template files of a model directory.
+    ///
+    /// # Errors
+    /// A missing `tokenizer.json`, or a file that is not what its name says; the message names the file.
+    pub fn from_dir(dir: impl AsRef<Path>) -> Result<Tokenizer> {
+        let dir = dir.as_ref();
+        let path = dir.join("tokenizer.json");
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) => {
+                let hint = "save the tokenizer with transformers' `save_pretrained`, or fetch tokenizer.json from the model's page";
+                return Err(Error::new(error.to_string()).at(path.display()).hint(hint));
+            }
+        };
+        let mut inner = load(&bytes).map_err(|error| error.at(path.display()))?;
+        let config = Configs::read(dir)?;
+        if let Some((bos, eos)) = config.begin_and_end()? {
+            let processor = surround(&inner, bos.as_deref(), eos.as_deref())?;
+            inner.with_post_processor(Some(processor));
+        }
+        let special_tokens = config.special_tokens();
+        let id_of =
+            |name: &str| special_tokens.get(name).and_then(Value::as_str).and_then(|text| inner.token_to_id(text));
+        let mut eos = config.ids("eos_token_id")?;
+        eos.extend(id_of("eos_token"));
+        let mut seen = BTreeSet::new();
+        eos.retain(|id| seen.insert(*id));
+        let bos = id_of("bos_token").or(config.ids("bos_token_id")?.first().copied());
+        let sources = config.chat_templates(dir)?;
+        let chat_template = match sources.is_empty() {
+            true => None,
+            false => {
+                Some(ChatTemplate::new(&sources, special_tokens.clone()).map_err(|error| error.at(dir.display()))?)
+            }
+        };
+        let special_ids = inner.get_added_tokens_decoder().into_iter().filter(|(_, token)| token.special);
+        Ok(Tokenizer {
+            special_ids: special_ids.map(|(id, _)| id).collect(),
+            byte_fallback: has_byte_fallback(&bytes),
+            inner,
+            bos,
+            eos,
+            special_tokens,
+            chat_template,
+        })
+    }
+
+    /// The ids of a text.
+    ///
+    /// # Errors
+    /// Text that the vocabulary cannot write (only vocabularies without bytes and without an unknown token).
+    pub fn encode(&self, text: &str, special: SpecialTokens) -> Result<Vec<u32>> {
+        let encoding = self.inner.encode_fast(text, special == SpecialTokens::Include);
+        Ok(encoding.map_err(|error| Error::new(format!("tokenizer: {error}")))?.get_ids().to_vec())
+    }
+
+    /// The text of ids. Ids beyond the vocabulary (models pad theirs) have no text. Spaces before punctuation stay as
+    /// they are: `clean_up_tokenization_spaces` would make decoding lossy.
+    ///
+    /// # Errors
+    /// Ids that the decoder of tokenizer.json refuses.
+    pub fn decode(&self, ids: &[u32], special: SpecialTokens) -> Result<String> {
+        let text = self.inner.decode(ids, special == SpecialTokens::Omit);
+        text.map_err(|error| Error::new(format!("tokenizer: {error}")))
+    }
+
+    /// A decoder that takes one token at a time.
+    pub fn stream(&self, special: SpecialTokens) -> TextStream<'_> {
+        TextStream::new(self, special)
+    }
+
+    /// The prompt of a conversation, and its ids. The template writes the special tokens, none are added.
+    ///
+    /// # Errors
+    /// A model without chat template; a conversation that the template refuses.
+    pub fn apply_chat_template(&self, name: Option<&str>, request: &ChatRequest) -> Result<(String, Vec<u32>)> {
+        let Some(template) = &self.chat_template else {
+            bail!("chat template: found none in this model"; hint: "it is a base model: give it plain text to continue (--raw)");
+        };
+        let prompt = template.render(name, request)?;
+        let ids = self.encode(&prompt, SpecialTokens::Omit)?;
+        Ok((prompt, ids))
+    }
+
+    /// The chat template, if the model has one.
+    pub fn chat_template(&self) -> Option<&ChatTemplate> {
+        self.chat_template.as_ref()
+    }
+
+    /// The token that begins a text.
+    pub fn bos(&self) -> Option<u32> {
+        self.bos
+    }
+
+    /// The tokens that end an answer: those of `generation_config.json` (else `config.json`), then the tokenizer's own.
+    pub fn eos(&self) -> &[u32] {
+        &self.eos
+    }
+
+    /// `bos_token`, `eos_token`, ... and their texts, as templates see them.
+    pub fn special_tokens(&self) -> &Map<String, Value> {
+        &self.special_tokens
+    }
+
+    /// Number of tokens, added ones included. The model's logits may be more: rows are often padded.
+    pub fn vocab_size(&self) -> usize {
+        self.inner.get_vocab_size(true)
+    }
+
+    /// The id of a token written as in the vocabulary.
+    pub fn token_to_id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+
+    /// The token as the vocabulary writes it (`Ġthe`, `▁the`, `<0x0A>`): for tables, not for text.
+    pub fn id_to_token(&self, id: u32) -> Option<String> {
+        self.inner.id_to_token(id)
+    }
+
+    /// Whether decoding passes over the token: special ones when they are omitted, and ids that are no token.
+    pub(crate) fn is_silent(&self, id: u32, special: SpecialTokens) -> bool {
+        let omitted = special == SpecialTokens::Omit && self.special_ids.contains(&id);
+        omitted || self.inner.id_to_token(id).is_none()
+    }
+
+    /// Whether the token stands for one byte, and its text depends on the byte tokens beside it.
+    pub(crate) fn is_byte(&self, id: u32) -> bool {
+        let is_hex = |token: String| token.len() == 6 && token.starts_with("<0x") && token.ends_with('>');
+        self.byte_fallback && self.inner.id_to_token(id).is_some_and(is_hex)
+    }
+}
+
+impl fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shown = ("vocab_size", self.vocab_size());
+        f.debug_struct("Tokenizer").field(shown.0, &shown.1).field("bos", &self.bos).field("eos", &self.eos).finish()
+    }
+}
+
+fn load(bytes: &[u8]) -> Result<tokenizers::Tokenizer> {
+    let mut inner = tokenizers::Tokenizer::from_bytes(bytes).map_err(|error| {
+        Error::new(format!("found {error}, expected a tokenizer"))
+            .hint("the file is damaged or too new; fetch it again")
+    })?;
+    inner.with_padding(None);
+    inner.with_truncation(None).map_err(|error| Error::new(error.to_string()))?;
+    Ok(inner)
+}
+
+/// Whether the decoder turns runs of `<0xNN>` tokens into UTF-8, as vocabularies from SentencePiece need.
+fn has_byte_fallback(tokenizer_json: &[u8]) -> bool {
+    fn mentions(decoder: &Value) -> bool {
+        decoder.get("type").is_some_and(|kind| kind == "ByteFallback")
+            || decoder.get("decoders").and_then(Value::as_array).is_some_and(|list| list.iter().any(mentions))
+    }
+    serde_json::from_slice::<Value>(tokenizer_json).is_ok_and(|json| json.get("decoder").is_some_and(mentions))
+}
+
+/// The files beside tokenizer.json; a missing one is `null`.
+struct Configs {
+    tokenizer_path: PathBuf,
+    tokenizer: Value,
+    special_tokens_map: Value,
+    generation: Value,
+    model: Value,
+}
+
+impl Configs {
+    fn read(dir: &Path) -> Result<Configs> {
+        Ok(Configs {
+            tokenizer_path: dir.join("tokenizer_config.json"),
+            tokenizer: read_json(&dir.join("tokenizer_config.json"))?,
+            special_tokens_map: read_json(&dir.join("special_tokens_map.json"))?,
+            generation: read_json(&dir.join("generation_config.json"))?,
+            model: read_json(&dir.join("config.json"))?,
+        })
+    }
+
+    /// `NAME_token` entries, as strings (some files have objects with a `content`), tokenizer_config.json first.
+    fn special_tokens(&self) -> Map<String, Value> {
+        const NAMES: [&str; 7] =
+            ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+        let text = |value: &Value| value.as_str().or_else(|| value.get("content")?.as_str()).map(str::to_owned);
+        let mut found = Map::new();
+        for name in NAMES {
+            let in_config = self.tokenizer.get(name).and_then(text);
+            if let Some(token) = in_config.or_else(|| self.special_tokens_map.get(name).and_then(text)) {
+                found.insert(name.to_owned(), token.into());
+            }
+        }
+        found
+    }
+
+    /// One id or a list, from generation_config.json, else from config.json.
+    fn ids(&self, name: &str) -> Result<Vec<u32>> {
+        for (file, json) in [("generation_config.json", &self.generation), ("config.json", &self.model)] {
+            let one = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
+            let ids = match json.get(name) {
+                None | Some(Value::Null) => continue,
+                Some(Value::Array(list)) => list.iter().map(one).collect(),
+                Some(value) => one(value).map(|id| vec![id]),
+            };
+            return ids.ok_or_else(|| {
+                let path = self.tokenizer_path.with_file_name(file);
+                Error::new(format!("{name}: found {}, expected a token id or a list of them", json[name]))
+                    .at(path.display())
+            });
+        }
+        Ok(Vec::new())
+    }
+
+    /// The tokens to put before and after a text, where tokenizer.json is not to decide it: for the tokenizers derived
+    /// from SentencePiece, transformers takes `add_bos_token` and `add_eos_token` of tokenizer_config.json.
+    fn begin_and_end(&self) -> Result<Option<(Option<String>, Option<String>)>> {
+        const CLASSES: [&str; 4] = ["LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer", "CohereTokenizer"];
+        let class = self.tokenizer.get("tokenizer_class").and_then(Value::as_str).unwrap_or_default();
+        let flags = ["add_bos_token", "add_eos_token"].map(|name| self.tokenizer.get(name).and_then(Value::as_bool));
+        if !CLASSES.contains(&class.trim_end_matches("Fast")) || flags == [None, None] {
+            return Ok(None);
+        }
+        let special_tokens = self.special_tokens();
+        let wanted = |flag: bool, name: &str| -> Result<Option<String>> {
+            match special_tokens.get(name).and_then(Value::as_str) {
+                Some(token) if flag => Ok(Some(token.to_owned())),
+                None if flag => bail!("{}: found no {name}, expected one to add", self.tokenizer_path.display()),
+                _ => Ok(None),
+            }
+        };
+        Ok(Some((wanted(flags[0].unwrap_or(true), "bos_token")?, wanted(flags[1].unwrap_or(false), "eos_token")?)))
+    }
+
+    /// The templates by name. `chat_template.jinja` wins over tokenizer_config.json, which holds one template or a
+    /// list of named ones; `chat_template.json` and `additional_chat_templates/` are what processors and newer
+    /// checkpoints have.
+    fn chat_templates(&self, dir: &Path) -> Result<Vec<(String, String)>> {
+        let mut found: Vec<(String, String)> = Vec::new();
+        let legacy = dir.join("chat_template.json");
+        let in_legacy = read_json(&legacy)?;
+        for (path, json) in [(&self.tokenizer_path, &self.tokenizer), (&legacy, &in_legacy)] {
+            match json.get("chat_template") {
+                Some(Value::String(source)) => found.push(("default".to_owned(), source.clone())),
+                Some(Value::Array(list)) => {
+                    for (index, entry) in list.iter().enumerate() {
+                        found.push(
+                            named_template(entry)
+                                .map_err(|e| e.at(format!("{}: chat_template[{index}]", path.display())))?,
+                        );
+                    }
+                }
+                None | Some(Value::Null) => {}
+                Some(other) => bail!("{}: chat_template: found {other}, expected a string or a list", path.display()),
+            }
+        }
+        found.extend(template_files(dir)?);
+        // The last of a name wins; the order of first appearance stays.
+        let mut merged: Vec<(String, String)> = Vec::new();
+        for (name, source) in found {
+            match merged.iter_mut().find(|(known, _)| *known == name) {
+                Some(entry) => entry.1 = source,
+                None => merged.push((name, source)),
+            }
+        }
+        Ok(merged)
+    }
+}
+
+fn named_template(entry: &Value) -> Result<(String, String)> {
+    match (entry.get("name").and_then(Value::as_str), entry.get("template").and_then(Value::as_str)) {
+        (Some(name), Some(template)) => Ok((name.to_owned(), template.to_owned())),
+        _ => bail!("found {entry}, expected {{\"name\": ..., \"template\": ...}}"),
+    }
+}
+
+/// `chat_template.jinja` (named `default`) and `additional_chat_templates/NAME.jinja`.
+fn template_files(dir: &Path) -> Result<Vec<(String, String)>> {
+    let read = |path: &Path| fs::read_to_string(path).map_err(|error| Error::new(error.to_string()).at(path.display()));
+    let mut found = Vec::new();
+    let single = dir.join("chat_template.jinja");
+    if single.is_file() {
+        found.push(("default".to_owned(), read(&single)?));
+    }
+    if let Ok(entries) = fs::read_dir(dir.join("additional_chat_templates")) {
+        let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
+        paths.sort();
+        for path in paths.iter().filter(|path| path.extension().is_some_and(|extension| extension == "jinja")) {
+            let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+            found.push((name, read(path)?));
+        }
+    }
+    Ok(found)
+}
+
+/// A post-processor that puts tokens before and after each text.
+fn surround(tokenizer: &tokenizers::Tokenizer, bos: Option<&str>, eos: Option<&str>) -> Result<TemplateProcessing> {
+    let mut ids = Vec::new();
+    for token in [bos, eos].into_iter().flatten() {
+        let id = tokenizer.token_to_id(token);
+        let id =
+            id.ok_or_else(|| Error::new(format!("tokenizer.json: found no token {token:?}, expected one to add")))?;
+        ids.push((token.to_owned(), id));
+    }
+    let part = |token: Option<&str>, kind: u8| token.map(|token| format!("{token}:{kind}"));
+    let sequence = |name: &str, kind: u8| -> Vec<String> {
+        [part(bos, kind), Some(format!("${name}:{kind}")), part(eos, kind)].into_iter().flatten().collect()
+    };
+    let single = sequence("A", 0);
+    let pair = [sequence("A", 0), sequence("B", 1)].concat();
+    let build = || -> std::result::Result<TemplateProcessing, String> {
+        let mut builder = TemplateProcessing::builder();
+        builder.try_single(single)?.try_pair(pair)?.special_tokens(ids);
+        builder.build().map_err(|error| error.to_string())
+    };
+    build().map_err(|error| Error::new(format!("tokenizer: add_bos_token and add_eos_token: {error}")))
+}
+
+fn read_json(path: &Path) -> Result<Value> {
+    let bytes = match fs::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Value::Null),
+        Err(error) => return Err(Error::new(error.to_string()).at(path.display())),
+    };
+    let json = serde_json::from_slice(&bytes);
+    json.map_err(|error| {
+        Error::new(format!("found {error}, expected JSON")).at(path.display()).hint("fetch the file again")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::python::Moment;
+    use crate::testing::{TINY_LLAMA, golden, sentence_piece, tiny_llama};
+    use crate::{ChatRequest, Message};
+
+    const NOON: Moment = Moment { unix_seconds: 43_200, utc_offset_seconds: 0 };
+
+    /// Witness: prompts, ids and texts that transformers wrote for the trained model.
+    #[test]
+    fn prompts_and_answers_are_those_of_transformers() {
+        let tokenizer = tiny_llama();
+        let golden = golden();
+        assert!(golden.len() >= 8);
+        for transcript in golden {
+            let prompt = transcript["prompt"].as_str().unwrap();
+            let ids: Vec<u32> = serde_json::from_value(transcript["prompt_ids"].clone()).unwrap();
+            if transcript["kind"] == "chat" {
+                let messages: Vec<Message> = serde_json::from_value(transcript["messages"].clone()).unwrap();
+                let (text, encoded) = tokenizer.apply_chat_template(None, &ChatRequest::new(&messages, NOON)).unwrap();
+                assert_eq!((text.as_str(), &encoded), (prompt, &ids));
+            } else {
+                assert_eq!(tokenizer.encode(prompt, SpecialTokens::Include).unwrap(), ids);
+                assert_eq!(tokenizer.encode(prompt, SpecialTokens::Omit).unwrap(), ids[1..]);
+            }
+            let answer: Vec<u32> = serde_json::from_value(transcript["output_ids"].clone()).unwrap();
+            let text = transcript["text_all"].as_str().unwrap();
+            assert_eq!(tokenizer.decode(&answer, SpecialTokens::Include).unwrap(), text);
+        }
+    }
+
+    #[test]
+    fn special_tokens_come_from_the_files_beside() {
+        let tokenizer = tiny_llama();
+        assert_eq!((tokenizer.bos(), tokenizer.eos()), (Some(0), &[1, 4][..]));
+        assert_eq!(tokenizer.special_tokens()["pad_token"], "<|pad|>");
+        assert_eq!(tokenizer.vocab_size(), 2048);
+        assert_eq!(tokenizer.decode(&[3, 37, 4], SpecialTokens::Omit).unwrap(), "A");
+    }
+
+    /// A directory with the tokenizer of the trained model and other files beside it.
+    fn variant(files: &[(&str, &str)]) -> (tempfile::TempDir, Result<Tokenizer>) {
+        let dir = tempfile::tempdir().unwrap();
+        fs::copy(Path::new(TINY_LLAMA).join("tokenizer.json"), dir.path().join("tokenizer.json")).unwrap();
+        for (name, text) in files {
+            let path = dir.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        }
+        let tokenizer = Tokenizer::from_dir(dir.path());
+        (dir, tokenizer)
+    }
+
+    #[test]
+    fn padding_and_truncation_of_the_file_are_off() {
+        let mut json: Value =
+            serde_json::from_slice(&fs::read(Path::new(TINY_LLAMA).join("tokenizer.json")).unwrap()).unwrap();
+        json["padding"] = serde_json::json!({"strategy": {"Fixed": 128}, "direction": "Right", "pad_to_multiple_of": null,
+            "pad_id": 2, "pad_type_id": 0, "pad_token": "<|pad|>"});
+        json["truncation"] =
+            serde_json::json!({"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0});
+        let (_dir, tokenizer) = variant(&[("tokenizer.json", &json.to_string())]);
+        let text = "one two three four five six";
+        let ids = tokenizer.unwrap().encode(text, SpecialTokens::Include).unwrap();
+        assert_eq!(ids, tiny_llama().encode(text, SpecialTokens::Include).unwrap());
+    }
+
+    #[test]
+    fn templates_are_found_wherever_they_are_kept() {
+        let config = r#"{"bos_token": {"content": "<|begin_of_text|>"}, "chat_template":
+            [{"name": "default", "template": "config"}, {"name": "tool_use", "template": "tools {{ bos_token }}"}]}"#;
+        let other = ("additional_chat_templates/rag.jinja", "rag");
+        let file = ("chat_template.jinja", "file");
+        let (_dir, tokenizer) = variant(&[("tokenizer_config.json", config), other, file]);
+        let tokenizer = tokenizer.unwrap();
+        let template = tokenizer.chat_template().unwrap();
+        assert_eq!(template.names(), ["default", "tool_use", "rag"]);
+        let messages = [Message::new("user", "Hi")];
+        let mut request = ChatRequest::new(&messages, NOON);
+        assert_eq!(template.render(None, &request).unwrap(), "file");
+        assert_eq!(template.render(Some("rag"), &request).unwrap(), "rag");
+        let tools = [serde_json::json!({"name": "f"})];
+        request.tools = &tools;
+        assert_eq!(template.render(None, &request).unwrap(), "tools <|begin_of_text|>");
+        let error = template.render(Some("nope"), &request).unwrap_err().to_string();
+        assert!(error.contains("found default, tool_use, rag, expected `nope`"), "{error}");
+    }
+
+    #[test]
+    fn llama_tokenizers_obey_add_bos_and_add_eos() {
+        let config = |class: &str, bos: bool| {
+            format!(
+                r#"{{"tokenizer_class": "{class}", "bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "add_bos_token": {bos}, "add_eos_token": true}}"#
+            )
+        };
+        let ids = |config: String| {
+            let (_dir, tokenizer) = variant(&[("tokenizer_config.json", &config)]);
+            tokenizer.unwrap().encode("A", SpecialTokens::Include).unwrap()
+        };
+        assert_eq!(ids(config("LlamaTokenizerFast", true)), [3, 37, 4]);
+        assert_eq!(ids(config("LlamaTokenizer", false)), [37, 4]);
+        assert_eq!(ids(config("PreTrainedTokenizerFast", false)), [0, 37]);
+    }
+
+    #[test]
+    fn sentence_piece_text_keeps_its_spaces() {
+        let tokenizer = sentence_piece();
+        for text in ["hello world", " hello", "  two  spaces ", "é🦙", ""] {
+            let ids = tokenizer.encode(text, SpecialTokens::Omit).unwrap();
+            assert_eq!(tokenizer.decode(&ids, SpecialTokens::Omit).unwrap(), text);
+        }
+    }
+
+    #[test]
+    fn broken_files_are_named() {
+        let error = |files: &[(&str, &str)]| variant(files).1.unwrap_err().to_string();
+        assert!(error(&[("tokenizer.json", "{")]).contains("tokenizer.json: found "));
+        assert!(error(&[("tokenizer_config.json", "{\"a\":")]).contains("tokenizer_config.json: found EOF"));
+        let eos = error(&[("generation_config.json", r#"{"eos_token_id": "</s>"}"#)]);
+        assert!(eos.contains("generation_config.json: eos_token_id: found \"</s>\""), "{eos}");
+        let template = error(&[("chat_template.jinja", "line\n{% for %}")]);
+        assert!(template.contains("chat template `default` line 2"), "{template}");
+        let list = error(&[("tokenizer_config.json", r#"{"chat_template": [{"name": "x"}]}"#)]);
+        assert!(list.contains("chat_template[0]: found"), "{list}");
+        let missing = Tokenizer::from_dir("/nowhere").unwrap_err().to_string();
+        assert!(missing.contains("tokenizer.json") && missing.contains("hint: "), "{missing}");
+        let (_dir, base) = variant(&[]);
+        let no_template =
+            base.unwrap().apply_chat_template(None, &ChatRequest::new(&[], NOON)).unwrap_err().to_string();
+        assert!(no_template.contains("found none"), "{no_template}");
+    }
+}
