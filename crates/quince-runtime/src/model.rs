@@ -1,0 +1,375 @@
+//! A program as a model that continues a text: prefill in chunks, decode token by token, with whatever cache it has.
+//!
+//! ```text
+//! tokens in the cache     0 ........ position                 end
+//! whole chunks                       [ chunk ][ chunk ]
+//! what is left, short                                  d d d     no more tokens than a chunk costs
+//! what is left, long                             [    chunk     ] ends at the last token; earlier rows come out as before
+//! no room to overlap      [ all tokens, then padding  ]       then the last token again, for its logits
+//! ```
+//!
+//! Rows of the cache beyond the position are never attended to, and the next token overwrites them: padding leaves no
+//! trace, and forgetting tokens is free. A program without a cache computes every token anew for each one; it is exact
+//! and slow, and is what references are.
+
+mod functions;
+mod io_cache;
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+
+use quince_engine::{Engine, State, Tensors};
+use quince_tensor::{Error, Result, Tensor, bail, f16};
+
+use crate::generate::LanguageModel;
+use functions::{Cached, CachedFunctions, Full, Functions, INPUT_IDS, POSITION, Rows};
+use io_cache::IoCache;
+
+/// A chunk of P tokens is taken to cost as much as P / 8 calls of one token: the weights are read once, and the
+/// arithmetic on them is that much denser. It decides only what is faster, never what comes out.
+const CHUNK_GAIN: usize = 8;
+/// Lengths of calls without a cache are rounded up to a multiple of this, because the engine plans each length anew.
+const LENGTH_STEP: usize = 32;
+
+/// A program with what it has seen so far.
+pub struct Decoder {
+    functions: Functions,
+    machine: Machine,
+    tokens: Vec<u32>,
+    logits: Vec<f32>,
+}
+
+/// Which functions compute.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Route {
+    /// The function that takes a whole text, without a cache.
+    Full,
+    /// Those with a cache.
+    Cached,
+}
+
+impl Decoder {
+    /// An empty cache over an engine, which several decoders may share. Which functions there are is told by their
+    /// inputs and outputs:
+    ///
+    /// - `input_ids` int32 [1, T] and `position` int32 [1] to `logits` [1, 1 or T, V]: with a cache, which is states
+    ///   [.., .., context, ..], or inputs `k_cache`, `v_cache` [layers, kv heads, context, head dim] with outputs
+    ///   `new_k`, `new_v` [layers, kv heads, T, head dim]. T = 1 decodes and must be there; T > 1 prefills.
+    /// - `input_ids` int32 [1, S] to `logits` [1, S, V]: without a cache. It generates if nothing else can.
+    ///
+    /// # Errors
+    /// When there is no such function, or memory has no room for the cache.
+    pub fn new(engine: Arc<Engine>) -> Result<Decoder> {
+        let functions = Functions::find(engine.program())?;
+        let cache = IoCache::new(functions.cached.as_ref().map_or(&[], |cached| &cached.decode.io))?;
+        let state = engine.new_state()?;
+        let machine = Machine { engine, state, cache };
+        Ok(Decoder { functions, machine, tokens: Vec::new(), logits: Vec::new() })
+    }
+
+    /// The engine.
+    pub fn engine(&self) -> &Arc<Engine> {
+        &self.machine.engine
+    }
+
+    /// The tokens in the cache.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// Tokens of a call of the prefill function, if there is one.
+    pub fn prefill_length(&self) -> Option<usize> {
+        self.functions.cached.as_ref()?.prefill.as_ref().map(|prefill| prefill.tokens)
+    }
+
+    /// The ways in which it can compute the logits of a text, the one with the fewest calls first.
+    pub fn routes(&self) -> Vec<Route> {
+        let full = self.functions.full.as_ref().map(|_| Route::Full);
+        full.into_iter().chain(self.functions.cached.as_ref().map(|_| Route::Cached)).collect()
+    }
+
+    /// The logits after each of `tokens`, computed from an empty cache: `on_row` gets the index of the token and the
+    /// `[vocab_size]` logits that follow it. The cache is empty afterwards.
+    ///
+    /// # Errors
+    /// More tokens than the route takes, or ids beyond the vocabulary; what the engine or `on_row` reports.
+    pub fn score(
+        &mut self,
+        route: Route,
+        tokens: &[u32],
+        on_row: &mut dyn FnMut(usize, &[f32]) -> Result<()>,
+    ) -> Result<()> {
+        self.tokens.clear();
+        let result = match route {
+            Route::Full => self.score_full(tokens, on_row),
+            Route::Cached => self.score_cached(tokens, on_row),
+        };
+        self.tokens.clear();
+        result
+    }
+
+    /// The most tokens that [`Decoder::score`] takes by a route; 0 if the program does not have it.
+    pub fn longest(&self, route: Route) -> usize {
+        match route {
+            Route::Full => self.functions.full.as_ref().map_or(0, |full| full.lengths.longest()),
+            Route::Cached => self.functions.cached.as_ref().map_or(0, |cached| cached.context),
+        }
+    }
+
+    fn score_full(&mut self, tokens: &[u32], on_row: &mut dyn FnMut(usize, &[f32]) -> Result<()>) -> Result<()> {
+        self.check_room(tokens, Route::Full)?;
+        let full = self.functions.full()?;
+        let logits = self.machine.full(full, tokens, 1)?;
+        for i in 0..tokens.len() {
+            copy_row(&logits, i, self.functions.vocab_size, &mut self.logits)?;
+            on_row(i, &self.logits)?;
+        }
+        Ok(())
+    }
+
+    fn score_cached(&mut self, tokens: &[u32], on_row: &mut dyn FnMut(usize, &[f32]) -> Result<()>) -> Result<()> {
+        self.check_room(tokens, Route::Cached)?;
+        let cached = self.functions.cached()?;
+        let call = cached.prefill.as_ref().filter(|prefill| prefill.rows == Rows::All).unwrap_or(&cached.decode);
+        for start in (0..tokens.len()).step_by(call.tokens) {
+            // The last chunk is padded; where that would pass the context, it begins earlier.
+            let begin = start.min(cached.context - call.tokens);
+            let end = (start + call.tokens).min(tokens.len());
+            let logits = self.machine.call(call, &tokens[begin..end], begin)?;
+            for i in start..end {
+                copy_row(&logits, i - begin, self.functions.vocab_size, &mut self.logits)?;
+                on_row(i, &self.logits)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Appends as many of `rest` as one step takes.
+    fn advance(&mut self, rest: &[u32]) -> Result<()> {
+        let (cached, position) = (self.functions.cached()?, self.tokens.len());
+        let step = next_step(position, rest.len(), cached.prefill.as_ref().map(|prefill| prefill.tokens));
+        let taken = match step {
+            Step::Decode => 1,
+            Step::Chunk { start, .. } => start + cached.prefill_tokens() - position,
+            Step::Padded => rest.len(),
+        };
+        self.tokens.extend_from_slice(&rest[..taken]);
+        let result = self.run(step);
+        if result.is_err() {
+            self.tokens.truncate(position);
+        }
+        result
+    }
+
+    /// Computes the logits after the last of the tokens, and the rows of the cache that are not there yet.
+    fn run(&mut self, step: Step) -> Result<()> {
+        let (cached, end) = (self.functions.cached()?, self.tokens.len());
+        let (call, start) = match (step, &cached.prefill) {
+            (Step::Chunk { start }, Some(prefill)) => (prefill, start),
+            (Step::Padded, Some(prefill)) => (prefill, 0),
+            _ => (&cached.decode, end - 1),
+        };
+        let mut logits = self.machine.call(call, &self.tokens[start..end], start)?;
+        let mut row = match call.rows {
+            Rows::Last => 0,
+            Rows::All => end - start - 1,
+        };
+        if matches!((step, call.rows), (Step::Padded, Rows::Last)) {
+            // The only logits are those of padding.
+            logits = self.machine.call(&cached.decode, &self.tokens[end - 1..], end - 1)?;
+            row = 0;
+        }
+        copy_row(&logits, row, self.functions.vocab_size, &mut self.logits)
+    }
+
+    /// Computes everything anew, without a cache.
+    fn recompute(&mut self, new: &[u32]) -> Result<()> {
+        let full = self.functions.full()?;
+        let position = self.tokens.len();
+        self.tokens.extend_from_slice(new);
+        let logits = self.machine.full(full, &self.tokens, LENGTH_STEP);
+        let last = self.tokens.len() - 1;
+        let result = logits.and_then(|l| copy_row(&l, last, self.functions.vocab_size, &mut self.logits));
+        if result.is_err() {
+            self.tokens.truncate(position);
+        }
+        result
+    }
+
+    fn check_room(&self, tokens: &[u32], route: Route) -> Result<()> {
+        let (room, vocabulary) = (self.longest(route), self.functions.vocab_size);
+        let wanted = self.tokens.len() + tokens.len();
+        if wanted > room {
+            bail!("found {wanted} tokens, expected at most {room}, the model's context"; hint: "shorten the text or convert the model with a larger --context");
+        }
+        match tokens.iter().find(|&&id| id as usize >= vocabulary) {
+            Some(id) => bail!("found token {id}, expected ids below {vocabulary}, the model's vocabulary"),
+            None => Ok(()),
+        }
+    }
+
+    /// How it generates.
+    fn route(&self) -> Route {
+        if self.functions.cached.is_some() { Route::Cached } else { Route::Full }
+    }
+}
+
+impl LanguageModel for Decoder {
+    fn context(&self) -> usize {
+        self.longest(self.route())
+    }
+
+    fn vocab_size(&self) -> usize {
+        self.functions.vocab_size
+    }
+
+    fn position(&self) -> usize {
+        self.tokens.len()
+    }
+
+    fn truncate(&mut self, position: usize) -> Result<usize> {
+        self.tokens.truncate(position);
+        Ok(self.tokens.len())
+    }
+
+    fn prefill(
+        &mut self,
+        tokens: &[u32],
+        progress: &mut dyn FnMut(usize) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>> {
+        self.check_room(tokens, self.route())?;
+        let mut rest = tokens;
+        while !rest.is_empty() {
+            let position = self.tokens.len();
+            match self.route() {
+                Route::Full => self.recompute(rest)?,
+                Route::Cached => self.advance(rest)?,
+            }
+            rest = &rest[self.tokens.len() - position..];
+            if progress(tokens.len() - rest.len()).is_break() {
+                return Ok(ControlFlow::Break(()));
+            }
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+
+    fn decode(&mut self, token: u32) -> Result<()> {
+        self.prefill(&[token], &mut |_| ControlFlow::Continue(())).map(|_| ())
+    }
+
+    fn logits(&self) -> &[f32] {
+        &self.logits
+    }
+}
+
+/// How the next tokens are computed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Step {
+    /// One token.
+    Decode,
+    /// A chunk that begins at `start`, which may be before the position.
+    Chunk { start: usize },
+    /// A chunk from the first token to the last, and padding.
+    Padded,
+}
+
+/// The step after `position` tokens when `rest` more are given, with chunks of `chunk` tokens. It never passes them.
+fn next_step(position: usize, rest: usize, chunk: Option<usize>) -> Step {
+    match chunk {
+        Some(chunk) if rest >= chunk => Step::Chunk { start: position },
+        Some(chunk) if rest > (chunk / CHUNK_GAIN).max(1) => match (position + rest).checked_sub(chunk) {
+            Some(start) => Step::Chunk { start },
+            None => Step::Padded,
+        },
+        _ => Step::Decode,
+    }
+}
+
+/// What runs functions: the engine, and the cache in either form.
+struct Machine {
+    engine: Arc<Engine>,
+    state: State,
+    cache: IoCache,
+}
+
+impl Machine {
+    /// The logits of a call with a cache. `tokens` begin at `position`, and are padded to the length of a call.
+    fn call(&mut self, function: &Cached, tokens: &[u32], position: usize) -> Result<Tensor> {
+        let mut inputs = Tensors::new();
+        inputs.insert(INPUT_IDS.to_owned(), ids(tokens, function.tokens)?);
+        inputs.insert(POSITION.to_owned(), Tensor::vector(vec![int(position)?]));
+        self.cache.enter(&mut inputs)?;
+        let mut outputs = self.engine.predict(&function.name, &inputs, &mut self.state)?;
+        self.cache.extend(&mut outputs, position)?;
+        outputs.remove(&function.logits).ok_or_else(|| no_logits(&function.name))
+    }
+
+    /// The logits of a call without a cache, padded to a length that the function takes.
+    fn full(&mut self, function: &Full, tokens: &[u32], step: usize) -> Result<Tensor> {
+        let length = function.lengths.holding(tokens.len(), step).unwrap_or(tokens.len());
+        let inputs = Tensors::from([(INPUT_IDS.to_owned(), ids(tokens, length)?)]);
+        let mut outputs = self.engine.predict(&function.name, &inputs, &mut self.state)?;
+        outputs.remove(&function.logits).ok_or_else(|| no_logits(&function.name))
+    }
+}
+
+fn no_logits(function: &str) -> Error {
+    Error::new(format!("function `{function}`: the call gave no logits"))
+}
+
+/// Tokens as `input_ids` [1, length], padded on the right, where padding is behind what every token attends to.
+fn ids(tokens: &[u32], length: usize) -> Result<Tensor> {
+    let mut ids = tokens.iter().map(|&id| int(id as usize)).collect::<Result<Vec<i32>>>()?;
+    ids.resize(length, 0);
+    Tensor::from_vec([1, length], ids)
+}
+
+fn int(number: usize) -> Result<i32> {
+    i32::try_from(number).map_err(|_| Error::new(format!("found {number}, expected a number below 2^31")))
+}
+
+/// Copies one row of logits [1, S, V] to `into`, whose memory is used again.
+fn copy_row(logits: &Tensor, row: usize, vocab_size: usize, into: &mut Vec<f32>) -> Result<()> {
+    let range = row * vocab_size..(row + 1) * vocab_size;
+    into.clear();
+    if let Some(values) = logits.as_slice::<f32>().and_then(|values| values.get(range.clone())) {
+        into.extend_from_slice(values);
+    } else if let Some(values) = logits.as_slice::<f16>().and_then(|values| values.get(range)) {
+        into.extend(values.iter().map(|value| value.to_f32()));
+    } else {
+        bail!("logits: found {logits:?}, expected row {row} of {vocab_size} in fp16 or fp32");
+    }
+    Ok(())
+}
+
+impl Functions {
+    fn cached(&self) -> Result<&CachedFunctions> {
+        self.cached.as_ref().ok_or_else(|| Error::new("the program has no function with a cache"))
+    }
+
+    fn full(&self) -> Result<&Full> {
+        self.full.as_ref().ok_or_else(|| Error::new("the program has no function without a cache"))
+    }
+}
+
+impl CachedFunctions {
+    fn prefill_tokens(&self) -> usize {
+        self.prefill.as_ref().map_or(1, |prefill| prefill.tokens)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_end_where_the_tokens_do() {
+        assert_eq!(next_step(0, 300, Some(128)), Step::Chunk { start: 0 });
+        assert_eq!(next_step(256, 44, Some(128)), Step::Chunk { start: 172 });
+        assert_eq!(next_step(256, 16, Some(128)), Step::Decode);
+        assert_eq!(next_step(10, 40, Some(128)), Step::Padded);
+        assert_eq!(next_step(10, 2, Some(4)), Step::Chunk { start: 8 });
+        assert_eq!(next_step(0, 300, None), Step::Decode);
+        assert_eq!(next_step(4, 1, Some(2)), Step::Decode);
+    }
+}
