@@ -6,6 +6,8 @@
 use crate::Op;
 
 pub mod elements;
+#[cfg(test)]
+mod hostile;
 mod layout;
 pub mod shape_rules;
 pub mod special;
@@ -40,6 +42,7 @@ table! {
         SIN, SINH, SQRT, SQUARE, TAN, TANH, CLIP, THRESHOLD, INVERSE, LOG, RSQRT;
     gather: Gather, GatherAlongAxis, GatherNd;
     linear: Linear;
+    lstm: Lstm;
     lut: LutToDense;
     matmul: Matmul, Einsum;
     normalization: LayerNorm, BatchNorm, InstanceNorm, L2Norm, LocalResponseNorm;
@@ -63,6 +66,7 @@ table! {
     state: ReadState, WriteState;
     tile: Tile, SlidingWindows;
     transpose: Transpose, Reverse;
+    upsample: UpsampleNearestNeighbor, UpsampleBilinear;
 }
 
 /// The operation of this name.
