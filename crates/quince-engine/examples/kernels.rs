@@ -19,6 +19,10 @@ fn main() {
         let bench = Bench { kernels, wanted: &wanted };
         println!("{} threads, {}", threads, bench.kernels.isa.name());
         bench.read();
+        #[cfg(target_arch = "x86_64")]
+        if std::arch::is_x86_feature_detected!("fma") {
+            bench.peak();
+        }
         bench.region();
         for (rows, cols) in [(2048, 8192), (128_256, 2048)] {
             for (name, weight) in weights(rows, cols) {
@@ -26,7 +30,9 @@ fn main() {
             }
         }
         for (name, weight) in weights(8192, 2048) {
-            bench.prefill(&name, &weight, 512);
+            for m in [16, 64, 512] {
+                bench.prefill(&name, &weight, m);
+            }
         }
         bench.attend(1, 2048);
         bench.attend(512, 512);
@@ -63,6 +69,30 @@ impl Bench<'_> {
                 let sum = data[i * chunk..(i + 1) * chunk].iter().fold(0u64, |sum, x| sum ^ x);
                 sums[i].store(sum, std::sync::atomic::Ordering::Relaxed);
             });
+        });
+    }
+
+    /// The arithmetic peak of 256-bit vectors: independent multiply-adds in registers.
+    #[cfg(target_arch = "x86_64")]
+    fn peak(&self) {
+        use std::arch::x86_64::{_mm256_fmadd_ps, _mm256_set1_ps, _mm256_storeu_ps};
+        const ROUNDS: usize = 100_000;
+        #[target_feature(enable = "avx,fma")]
+        fn multiply_adds(out: &mut [f32; 8]) {
+            let (a, mut sums) = (_mm256_set1_ps(0.5), [_mm256_set1_ps(1.0); 12]);
+            for _ in 0..ROUNDS {
+                sums.iter_mut().for_each(|sum| *sum = _mm256_fmadd_ps(*sum, a, a));
+            }
+            for sum in sums {
+                // SAFETY: `out` has room for a vector.
+                unsafe { _mm256_storeu_ps(out.as_mut_ptr(), sum) };
+            }
+            std::hint::black_box(out);
+        }
+        let tasks = 16 * self.kernels.pool.threads();
+        self.time("peak f32", (tasks * ROUNDS * 12 * 16) as f64, "GFLOP/s", || {
+            // SAFETY: the caller has asked for FMA.
+            self.kernels.pool.run(tasks, |_| unsafe { multiply_adds(&mut [0.0; 8]) });
         });
     }
 

@@ -60,17 +60,8 @@ thread_local! {
     static PANELS: Scratch = const { Scratch::new(Vec::new()) };
 }
 
-/// The shape of a tile: rows and columns that the innermost loop computes at once.
-fn tile(isa: super::Isa) -> (usize, usize) {
-    match isa {
-        super::Isa::Avx512 => (12, 32),
-        super::Isa::Avx2 | super::Isa::Neon => (6, 16),
-        super::Isa::Portable => (3, 16),
-    }
-}
-
 fn gemm_rows(kernels: &Kernels, sizes: Sizes, x: &[f32], right: Right, bias: Option<&[f32]>, y: &mut [f32]) {
-    let (tile_rows, tile_cols) = tile(kernels.isa);
+    let (tile_rows, tile_cols) = for_isa!(kernels.isa, tile_shape() -> (usize, usize));
     let padded = sizes.m.next_multiple_of(tile_rows);
     with_scratch(&LEFT, padded * sizes.k, |left| {
         let shared = SharedMut::new(left);
@@ -125,12 +116,18 @@ struct Job<'a> {
 // SAFETY of the functions below: the caller vouches for the instructions of `S`; what else they need is said where
 // they access memory.
 
+/// Rows and columns that the innermost loop computes at once.
+#[inline(always)]
+unsafe fn tile_shape<S: Simd>() -> (usize, usize) {
+    (S::TILE_ROWS, 2 * S::LANES)
+}
+
 #[inline(always)]
 unsafe fn job_generic<S: Simd>(job: &Job, panels: &mut [f32], rows: &mut [f32]) {
     unsafe {
-        match S::LANES {
-            16 => job_tiles::<S, 12>(job, panels, rows),
-            _ if S::FUSED => job_tiles::<S, 6>(job, panels, rows),
+        match S::TILE_ROWS {
+            12 => job_tiles::<S, 12>(job, panels, rows),
+            6 => job_tiles::<S, 6>(job, panels, rows),
             _ => job_tiles::<S, 3>(job, panels, rows),
         }
     }

@@ -20,6 +20,7 @@ pub(crate) struct Activations<'a> {
     m: usize,
     k: usize,
     /// One for each order that a weight asks for.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "only x86-64 has integer kernels"))]
     quantized: Vec<Quantized>,
 }
 

@@ -312,18 +312,31 @@ unsafe fn affine_rows_by<const NBITS: usize, const STEP: usize, const OFFSETS: b
     for row in rows {
         let data = &data[row * cols * NBITS / 8..(row + 1) * cols * NBITS / 8];
         let first_block = affine.block_of(row, 0);
-        let mut sums = unsafe { [_mm256_setzero_ps(); M] };
+        let mut sums = [_mm256_setzero_ps(); M];
         for first in (0..affine.blocks_per_row).step_by(SCALES) {
             let count = SCALES.min(affine.blocks_per_row - first);
             unsafe { load_floats::<Avx2>(&affine.scale, first_block + first, &mut scales[..count]) };
-            for (i, &scale) in scales[..count].iter().enumerate() {
-                let offset = if OFFSETS { affine.offset_at(first_block + first + i) } else { 0 };
-                let codes = Codes { signed, offset };
+            let codes = |i: usize| Codes {
+                signed,
+                offset: if OFFSETS { affine.offset_at(first_block + first + i) } else { 0 },
+            };
+            let mut i = 0;
+            while STEP == 32 && block == 32 && i + 4 <= count {
+                let col = (first + i) * 32;
+                // SAFETY: 128 columns from `col`, a multiple of 128, belong to these four blocks.
+                unsafe {
+                    let p = data.as_ptr().add(col * NBITS / 8);
+                    affine_quad::<NBITS, M>(|b| codes(i + b), p, col, &scales[i..i + 4], x, &mut sums);
+                }
+                i += 4;
+            }
+            while i < count {
                 let (mut col, end) = ((first + i) * block, (first + i + 1) * block);
                 while col + STEP <= end {
+                    // SAFETY: these columns belong to the row.
                     unsafe {
                         let p = data.as_ptr().add(col * NBITS / 8);
-                        affine_step::<NBITS, STEP, M>(codes, p, col, scale, x, &mut sums);
+                        affine_step::<NBITS, STEP, M>(codes(i), p, col, scales[i], x, &mut sums);
                     }
                     col += STEP;
                 }
@@ -331,11 +344,14 @@ unsafe fn affine_rows_by<const NBITS: usize, const STEP: usize, const OFFSETS: b
                     // Only the end of a row with one scale; what is beyond it meets activations of zero.
                     let (mut padded, rest) = ([0u8; 128], &data[col * NBITS / 8..]);
                     padded[..rest.len()].copy_from_slice(rest);
-                    unsafe { affine_step::<NBITS, STEP, M>(codes, padded.as_ptr(), col, scale, x, &mut sums) };
+                    // SAFETY: `padded` holds a whole step.
+                    unsafe { affine_step::<NBITS, STEP, M>(codes(i), padded.as_ptr(), col, scales[i], x, &mut sums) };
                 }
+                i += 1;
             }
         }
-        store(row, unsafe { sums.map(|sum| Avx2(sum).reduce_add()) });
+        // SAFETY: AVX2 is there.
+        store(row, sums.map(|sum| unsafe { Avx2(sum).reduce_add() }));
     }
 }
 
@@ -362,6 +378,34 @@ unsafe fn affine_step<const NBITS: usize, const STEP: usize, const M: usize>(
             debug_assert!(col / 128 < scales.len());
             let scale = _mm256_set1_ps(scale * scales.get_unchecked(col / 128));
             *sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(exact), scale, *sum);
+        }
+    }
+}
+
+/// Adds four blocks of 32 elements, which share the scale of their activations: one step of the running sums.
+#[inline(always)]
+unsafe fn affine_quad<const NBITS: usize, const M: usize>(
+    codes: impl Fn(usize) -> Codes,
+    p: *const u8,
+    col: usize,
+    weight_scales: &[f32],
+    x: &[(&[i16], &[f32]); M],
+    sums: &mut [__m256; M],
+) {
+    unsafe {
+        let mut totals = [_mm256_setzero_ps(); M];
+        prefetch(p);
+        for (b, &scale) in weight_scales.iter().enumerate().take(4) {
+            let weights = codes(b).load::<NBITS>(p.add(b * 4 * NBITS));
+            for (total, (values, _)) in totals.iter_mut().zip(x) {
+                debug_assert!(col + 128 <= values.len());
+                let exact = multiply(weights, values.as_ptr().add(col + 32 * b).cast());
+                *total = _mm256_fmadd_ps(_mm256_cvtepi32_ps(exact), _mm256_set1_ps(scale), *total);
+            }
+        }
+        for ((sum, total), (_, scales)) in sums.iter_mut().zip(totals).zip(x) {
+            debug_assert!(col / 128 < scales.len());
+            *sum = _mm256_fmadd_ps(total, _mm256_set1_ps(*scales.get_unchecked(col / 128)), *sum);
         }
     }
 }

@@ -1,7 +1,7 @@
 //! Batched matrix product of f32 arrays, for products in which no side is a weight.
 
-use super::Kernels;
 use super::gemm::{Right, Sizes, gemm};
+use super::{Kernels, SharedMut};
 
 /// How the right side of a product lies in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,14 +20,22 @@ pub fn matmul(kernels: &Kernels, rhs: Rhs, batch: usize, sizes: [usize; 3], a: &
     let [m, n, k] = sizes;
     let lengths = (batch * m * k, batch * n * k, batch * m * n);
     assert_eq!((a.len(), b.len(), y.len()), lengths, "elements of {batch} products {sizes:?}");
-    for i in 0..batch {
+    let result = SharedMut::new(y);
+    let one = |i: usize| {
         let data = &b[i * n * k..(i + 1) * n * k];
         let right = match rhs {
             Rhs::Plain => Right::Strided { data, row_stride: 1, col_stride: n },
             Rhs::Transposed => Right::Strided { data, row_stride: k, col_stride: 1 },
         };
-        let sizes = Sizes { m, n, k };
-        gemm(kernels, sizes, &a[i * m * k..(i + 1) * m * k], right, None, &mut y[i * m * n..(i + 1) * m * n]);
+        // SAFETY: each product writes a matrix of its own.
+        let y = unsafe { result.slice(i * m * n, m * n) };
+        gemm(kernels, Sizes { m, n, k }, &a[i * m * k..(i + 1) * m * k], right, None, y);
+    };
+    if batch >= kernels.pool.threads() {
+        // A product inside a task runs on that task's thread alone.
+        kernels.pool.run(batch, one);
+    } else {
+        (0..batch).for_each(one);
     }
 }
 

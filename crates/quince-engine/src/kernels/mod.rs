@@ -12,11 +12,13 @@ mod gemv;
 mod gemv_x86;
 mod isa;
 mod linear;
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "only x86-64 has integer kernels"))]
 mod lut_tables;
 mod matmul;
 mod norm;
 mod pointwise;
 mod pool;
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "only x86-64 has integer kernels"))]
 mod quantize;
 mod rope;
 mod scratch;

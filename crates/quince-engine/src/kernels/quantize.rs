@@ -18,11 +18,6 @@ pub(crate) enum Order {
         /// Indices in a byte.
         planes: usize,
     },
-    /// Groups of 64 bytes, seen as words of 16 bits with 4, 8 or 16 indices: the first of each word, the second, ...
-    Words {
-        /// Indices in a word.
-        planes: usize,
-    },
 }
 
 impl Order {
@@ -31,7 +26,7 @@ impl Order {
         match self {
             Order::Natural => 1,
             Order::Nibbles => 32,
-            Order::Bytes { planes } | Order::Words { planes } => 32 * planes,
+            Order::Bytes { planes } => 32 * planes,
         }
     }
 
@@ -40,7 +35,6 @@ impl Order {
         match self {
             Order::Natural => at,
             Order::Nibbles => 2 * (at % 16) + at / 16,
-            Order::Words { planes } => at % 32 * planes + at / 32,
             Order::Bytes { planes } => {
                 let (plane, half, lane) = (at / 32, at / 16 % 2, at % 16);
                 // An interleave takes bytes 0..8 and 16..24 (`half` 0) or 8..16 and 24..32.
@@ -112,10 +106,8 @@ mod tests {
 
     #[test]
     fn every_order_is_a_permutation_that_keeps_values() {
-        let orders = [Order::Natural, Order::Nibbles]
-            .into_iter()
-            .chain([1, 2, 4, 8].map(|planes| Order::Bytes { planes }))
-            .chain([4, 8, 16].map(|planes| Order::Words { planes }));
+        let orders =
+            [Order::Natural, Order::Nibbles].into_iter().chain([1, 2, 4, 8].map(|planes| Order::Bytes { planes }));
         let x = Random::new(20).normal(2 * 600);
         for order in orders {
             let quantized = Quantized::new(order, &x, 600);

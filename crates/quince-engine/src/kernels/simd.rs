@@ -23,8 +23,8 @@ pub(crate) use x86::{Avx2, Avx512};
 pub(crate) trait Simd: Copy {
     /// Elements of a vector.
     const LANES: usize;
-    /// Whether there is a fused multiply-add and registers for a tile of 6 × 2 sums.
-    const FUSED: bool;
+    /// Rows of a tile of a matrix product: with two vectors of sums each, they fill the registers.
+    const TILE_ROWS: usize;
 
     unsafe fn splat(x: f32) -> Self;
     unsafe fn load(p: *const f32) -> Self;
@@ -137,7 +137,7 @@ pub(crate) trait Simd: Copy {
 /// Plain Rust: as many lanes as one likes; the compiler vectorises what it can.
 impl<const N: usize> Simd for [f32; N] {
     const LANES: usize = N;
-    const FUSED: bool = false;
+    const TILE_ROWS: usize = 3;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {

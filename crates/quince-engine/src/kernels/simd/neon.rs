@@ -20,7 +20,7 @@ macro_rules! both {
 // writable elements.
 impl Simd for Neon {
     const LANES: usize = 8;
-    const FUSED: bool = true;
+    const TILE_ROWS: usize = 6;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {

@@ -19,7 +19,7 @@ const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
 // SAFETY of everything below: the trait's contract gives the instruction set and the readable or writable elements.
 impl Simd for Avx2 {
     const LANES: usize = 8;
-    const FUSED: bool = true;
+    const TILE_ROWS: usize = 6;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
@@ -139,7 +139,7 @@ impl Simd for Avx2 {
 // SAFETY of everything below: as above.
 impl Simd for Avx512 {
     const LANES: usize = 16;
-    const FUSED: bool = true;
+    const TILE_ROWS: usize = 12;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
