@@ -5,7 +5,9 @@
 //! protobuf nor models.
 
 pub mod builder;
+pub mod compare;
 pub mod eval;
+pub mod names;
 pub mod op;
 pub mod ops;
 pub mod passes;
