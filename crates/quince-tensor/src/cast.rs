@@ -51,9 +51,7 @@ impl Tensor {
                     Err(_) => bail!("an element of {self:?} is larger than an int64 holds"),
                 }
             }
-            dtype if dtype.is_sub_byte() => {
-                packing::sign_extend(&self.codes()?, dtype).into_iter().map(i64::from).collect()
-            }
+            dtype if dtype.is_sub_byte() => packing::values(&self.codes()?, dtype).into_iter().map(i64::from).collect(),
             dtype => bail!("found elements of type {dtype}, expected integers"),
         })
     }

@@ -38,10 +38,11 @@ pub fn unpack(packed: &[u8], bits: usize, first: usize, count: usize) -> Result<
         .collect())
 }
 
-/// Extends the sign of codes that stand for a signed type of less than a byte.
-pub fn sign_extend(codes: &[u8], dtype: DType) -> Vec<i8> {
-    let shift = 8 - dtype.bits().min(8) as u32;
-    codes.iter().map(|&code| ((code << shift) as i8) >> if dtype.is_unsigned() { 0 } else { shift }).collect()
+/// The values of codes of a type of less than a byte: signed types have their sign extended.
+pub fn values(codes: &[u8], dtype: DType) -> Vec<i8> {
+    // Unsigned types have nothing to extend.
+    let shift = if dtype.is_unsigned() { 0 } else { 8 - dtype.bits().min(8) as u32 };
+    codes.iter().map(|&code| ((code << shift) as i8) >> shift).collect()
 }
 
 #[cfg(test)]
@@ -72,7 +73,9 @@ mod tests {
     }
 
     #[test]
-    fn int4_codes_get_their_sign() {
-        assert_eq!(sign_extend(&[0x0, 0x7, 0x8, 0xf], DType::I4), [0, 7, -8, -1]);
+    fn signed_codes_get_their_sign_and_unsigned_ones_none() {
+        assert_eq!(values(&[0x0, 0x7, 0x8, 0xf], DType::I4), [0, 7, -8, -1]);
+        assert_eq!(values(&[0x0, 0x7, 0x8, 0xf], DType::U4), [0, 7, 8, 15]);
+        assert_eq!(values(&[63, 32], DType::U6), [63, 32]);
     }
 }

@@ -35,7 +35,13 @@ impl Weight {
 
     /// A weight whose tensor exists already, for instance in a mapped file.
     pub fn from_tensor(name: &str, tensor: Tensor) -> Weight {
-        Weight::new(name, tensor.dtype(), &tensor.shape().to_vec(), Arc::new(Resident(tensor)))
+        Weight {
+            dtype: tensor.dtype(),
+            shape: tensor.shape().into(),
+            name: name.into(),
+            source: Arc::new(Resident(tensor)),
+            part: 0,
+        }
     }
 
     /// The name in the checkpoint, or in the package it was read from.
