@@ -4,7 +4,7 @@ use super::layout::{count, filled, group_runs, result};
 use super::shape_rules::show;
 use crate::op::FLOAT;
 use crate::{Args, DType, Error, Op, Opset, Param, Result, Tensor, ValueType, bail};
-use quince_tensor::packing::sign_extend;
+use quince_tensor::packing;
 
 /// See [`Op::doc`].
 pub struct BlockwiseShiftScale;
@@ -97,7 +97,7 @@ fn small_values(x: &Tensor, dtype: DType) -> Result<Vec<f32>> {
         return x.to_f32();
     }
     let codes: Vec<u8> = (0..=255).collect();
-    let table = sign_extend(&codes, x.dtype());
+    let table = packing::values(&codes, x.dtype());
     let signed = !x.dtype().is_unsigned();
     Ok(x.codes()?.into_iter().map(|c| if signed { f32::from(table[usize::from(c)]) } else { f32::from(c) }).collect())
 }
