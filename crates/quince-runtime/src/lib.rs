@@ -1,0 +1,34 @@
+//! Text in, text out: tokenizer, chat template, sampler, generation, validation, benchmark
+
+mod bench;
+mod bundle;
+mod chat_template;
+mod detokenize;
+mod generate;
+mod jinja;
+pub mod metrics;
+mod model;
+mod perplexity;
+mod python;
+mod reference;
+mod sampler;
+mod stop;
+#[cfg(test)]
+mod testing;
+mod tokenizer;
+mod validate;
+
+pub use bench::{Bench, BenchOptions, Percentiles, Spread, bench, peak_resident_bytes};
+pub use bundle::{
+    Bundle, COMPANIONS, CacheLayout, Feature, FileEntry, FunctionShape, MANIFEST, Manifest, PACKAGE, Source, VALIDATION,
+};
+pub use chat_template::{ChatRequest, ChatTemplate, Message};
+pub use detokenize::TextStream;
+pub use generate::{ContextFull, Event, FinishReason, GenerateOptions, Generation, LanguageModel, Session, Timings};
+pub use model::{Decoder, Route};
+pub use perplexity::{TextPerplexity, Windows, perplexity};
+pub use python::Moment;
+pub use reference::{Continuation, Reference};
+pub use sampler::{Sampler, SamplerOptions};
+pub use tokenizer::{SpecialTokens, Tokenizer};
+pub use validate::{Divergence, Progress, Prompt, Suite, Thresholds, Transcript, Validation, validate};
