@@ -1,0 +1,72 @@
+//! `quince compress`: compresses the weights of a package that exists.
+
+use super::convert::Compression;
+use crate::bundling::{self, Draft};
+use crate::console::Console;
+use crate::failure::{Failure, Result};
+use crate::options::compression::{self, CompressionArgs};
+use crate::options::target::Units;
+use crate::output::{self, Existing, Staged};
+use quince_compress::compress;
+use quince_runtime::Bundle;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Compress the weights of a package, also of one that another tool wrote
+///
+/// Weights that are compressed already stay as they are. A bundle gives a bundle, a package a package.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  quince compress bert.mlpackage -o bert4.mlpackage --wbits 4 --palett-group-size 16
+  quince compress story.bundle -o story8.bundle --quantize int8")]
+pub struct Args {
+    /// A package, or a bundle
+    package: PathBuf,
+    /// The compressed package or bundle
+    #[arg(long, short, value_name = "PACKAGE")]
+    output: PathBuf,
+    /// Replace the output if it exists
+    #[arg(long)]
+    force: bool,
+    /// The processors that the package is to run on
+    #[arg(long, value_name = "UNITS", default_value = "all")]
+    compute_units: Units,
+    #[command(flatten)]
+    compression: CompressionArgs,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Compresses, and prints what the rules touched.
+pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
+    let Some(config) = args.compression.config(args.compute_units.devices())? else {
+        return Err(Failure::usage_hint(
+            "found nothing to do, expected a way to compress",
+            "add --wbits 4 or --quantize int8",
+        ));
+    };
+    let existing = if args.force { Existing::Replace } else { Existing::Refuse };
+    output::vacant(&args.output, existing)?;
+    let bundle = Bundle::open(&args.package)?;
+    let mut package = bundle.read_package()?;
+    compression::warnings(&config).iter().for_each(|warning| console.note(&format!("warning: {warning}")));
+    let report = compress(&mut package.program, &config).map_err(|e| e.at(args.package.display()))?;
+    match bundle.manifest() {
+        None => drop(bundling::write_package(&package, &args.output, console)?),
+        Some(manifest) => {
+            let staged = Staged::create(&args.output, existing)?;
+            let draft = Draft::of_manifest(manifest, bundle.directory());
+            bundling::write_bundle(&package, draft, staged.path(), console)?;
+            staged.finish()?;
+        }
+    }
+    let report = Compression::of(&report);
+    if args.json {
+        console.json(&report)?
+    } else {
+        console.print(&report.text())?
+    }
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,214 @@
+//! `quince convert`: from a checkpoint to a bundle.
+
+mod report;
+
+use crate::bundling::{self, Draft};
+use crate::console::Console;
+use crate::failure::Result;
+use crate::options::compression::{self, CompressionArgs};
+use crate::options::target::{DeploymentTarget, Units};
+use crate::output::{self, Existing, Staged};
+use crate::validating;
+use clap::ValueEnum;
+use quince_checkpoint::Checkpoint;
+use quince_compress::compress;
+use quince_convert::lower::{FunctionKind, KvCache, LogitsOf, Precision};
+use quince_convert::{Converted, FunctionName, Options, convert};
+use quince_mlpackage::Package;
+use quince_runtime::{Bundle, CacheLayout, Suite, Validation};
+pub use report::Compression;
+use report::Report;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+/// Convert a checkpoint to a Core ML package, with its tokenizer and a manifest
+///
+/// The output is a bundle: a directory with model.mlpackage, the tokenizer, and manifest.json. An output whose name ends
+/// in .mlpackage is the package alone. The same input gives the same bytes. One weight at a time is in memory, so that
+/// a model of any size converts on any machine. Nothing is left if the conversion fails or is interrupted.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  quince convert models/tiny-llama -o tiny.bundle
+      float16, functions init and decode, KV cache as state
+  quince convert MODEL -o out.bundle --wbits 4 --palett-group-size 16 --context 1024 --validate
+      4-bit weights, a lookup table for every 16 output channels, room for 1024 tokens; then
+      the package is run against the checkpoint
+  quince convert MODEL -o out.bundle --mixed-precision attention=6,mlp=4,embed=8
+      6, 4 and 8 bits for parts of the model
+  quince convert MODEL -o out.mlpackage --functions full --compute-precision float32
+      one function without a cache, exact")]
+pub struct Args {
+    /// A directory with config.json and safetensors
+    model: PathBuf,
+    /// The bundle, or the package if the name ends in .mlpackage
+    #[arg(long, short, value_name = "BUNDLE")]
+    output: PathBuf,
+    /// Replace the output if it exists
+    #[arg(long)]
+    force: bool,
+    /// Functions of the package: init (prefill, a chunk of tokens), decode (one token), full (no cache). Default:
+    /// init,decode, or full with --kv-cache none
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
+    functions: Vec<FunctionName>,
+    /// Tokens that there is room for. Default: what the model was made for, at most 2048
+    #[arg(long, alias = "seq-len", value_name = "N")]
+    context: Option<usize>,
+    /// Tokens of a call of init. Default: 128, or the context if that is less
+    #[arg(long, value_name = "P")]
+    prefill_length: Option<usize>,
+    /// Tokens of a call of full, which takes any number up to the context if this is not given
+    #[arg(long, value_name = "S")]
+    length: Option<usize>,
+    /// Have init give the logits of all its tokens, not only of the last
+    #[arg(long)]
+    all_logits: bool,
+    /// What carries the KV cache: a state that Core ML keeps, inputs and outputs, or nothing
+    #[arg(long, value_name = "WHAT", default_value = "state")]
+    kv_cache: KvCacheArg,
+    /// The floating-point type that the package computes in
+    #[arg(long, value_name = "TYPE", default_value = "float16")]
+    compute_precision: PrecisionArg,
+    /// The processors that the package is written for
+    #[arg(long, value_name = "UNITS", default_value = "all")]
+    compute_units: Units,
+    /// The oldest system that is to run the package
+    #[arg(long, value_name = "SYSTEM", default_value = "iOS18")]
+    minimum_deployment_target: DeploymentTarget,
+    #[command(flatten)]
+    compression: CompressionArgs,
+    /// Run the package against the checkpoint; the report goes into the bundle, and the exit status is 1 if it falls
+    #[arg(long, alias = "profile-validate")]
+    validate: bool,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum KvCacheArg {
+    State,
+    Io,
+    None,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum PrecisionArg {
+    Float16,
+    Float32,
+}
+
+impl Args {
+    fn options(&self) -> Options {
+        Options {
+            functions: self.functions.clone(),
+            context: self.context,
+            prefill_length: self.prefill_length,
+            length: self.length,
+            kv_cache: match self.kv_cache {
+                KvCacheArg::State => KvCache::State,
+                KvCacheArg::Io => KvCache::Io,
+                KvCacheArg::None => KvCache::None,
+            },
+            precision: match self.compute_precision {
+                PrecisionArg::Float16 => Precision::Float16,
+                PrecisionArg::Float32 => Precision::Float32,
+            },
+            units: self.compute_units.into(),
+            logits: if self.all_logits { LogitsOf::All } else { LogitsOf::Last },
+            ..Options::default()
+        }
+    }
+}
+
+/// Converts, and prints what became of the model.
+pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
+    let start = Instant::now();
+    let config = args.compression.config(args.compute_units.devices())?;
+    let existing = if args.force { Existing::Replace } else { Existing::Refuse };
+    output::vacant(&args.output, existing)?;
+    let checkpoint = Checkpoint::open(&args.model)?;
+    let mut converted = convert(&checkpoint, &args.options())?;
+    let mut warnings = std::mem::take(&mut converted.warnings);
+    let compressed = match &config {
+        Some(config) => {
+            warnings.extend(compression::warnings(config));
+            Some(compress(&mut converted.program, config)?)
+        }
+        None => None,
+    };
+    warnings.iter().for_each(|warning| console.note(&format!("warning: {warning}")));
+    let mut report = Report::new(&args.output, &checkpoint, &converted, compressed.as_ref(), warnings);
+    let mut package = Package::new(std::mem::take(&mut converted.program));
+    describe(&mut package, &converted);
+    let validation = match is_package(&args.output) {
+        true => {
+            report.wrote(bundling::write_package(&package, &args.output, console)?);
+            validation(args, &checkpoint, &args.output, console)?
+        }
+        false => {
+            let staged = Staged::create(&args.output, existing)?;
+            let draft = Draft::of_checkpoint(&checkpoint, converted.semantic.architecture, cache_layout(&converted))?;
+            let (written, mut manifest) = bundling::write_bundle(&package, draft, staged.path(), console)?;
+            report.wrote(written);
+            let validation = validation(args, &checkpoint, staged.path(), console)?;
+            if let Some(found) = &validation {
+                bundling::write_validation(found, &mut manifest, staged.path())?;
+            }
+            staged.finish()?;
+            validation
+        }
+    };
+    report.took(start.elapsed());
+    report.validated(validation);
+    if args.json { console.json(&report)? } else { console.print(&report.text())? }
+    Ok(ExitCode::from(report.exit_status()))
+}
+
+/// The validation of what was written, if it was asked for.
+fn validation(
+    args: &Args,
+    checkpoint: &Checkpoint,
+    written: &Path,
+    console: &Console,
+) -> Result<Option<Validation>> {
+    if !args.validate {
+        return Ok(None);
+    }
+    Ok(Some(validating::against_checkpoint(&Bundle::open(written)?, checkpoint, &Suite::built_in()?, console)?))
+}
+
+fn is_package(path: &Path) -> bool {
+    path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("mlpackage"))
+}
+
+/// What a package says of itself to people and to other tools.
+fn describe(package: &mut Package, converted: &Converted) {
+    let architecture = converted.semantic.architecture;
+    package.metadata.short_description = format!("{architecture}, {} tokens of context", converted.settings.context);
+    let own = [("quince.version", env!("CARGO_PKG_VERSION")), ("quince.architecture", architecture)];
+    package.metadata.user_defined.extend(own.map(|(key, value)| (key.to_string(), value.to_string())));
+}
+
+fn cache_layout(converted: &Converted) -> Option<CacheLayout> {
+    let kind = match converted.settings.kv_cache {
+        KvCache::State => "state",
+        KvCache::Io => "io",
+        KvCache::None => return None,
+    };
+    let prefill_length = converted.functions.iter().find_map(|function| match function.kind {
+        FunctionKind::Cached { tokens, .. } if tokens > 1 => Some(tokens),
+        _ => None,
+    });
+    let geometry = converted.kv_geometry;
+    Some(CacheLayout {
+        kind: kind.to_string(),
+        dtype: "fp16".to_string(),
+        layers: geometry.layers,
+        kv_heads: geometry.kv_heads,
+        head_dim: geometry.head_dim,
+        context: geometry.context,
+        prefill_length,
+    })
+}

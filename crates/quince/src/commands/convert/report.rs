@@ -1,0 +1,212 @@
+//! What became of a model: a table for people, JSON for machines.
+
+use crate::console::table;
+use crate::stored;
+use crate::units;
+use crate::validating;
+use quince_checkpoint::Checkpoint;
+use quince_compress::{Report as Compressed, RuleReport};
+use quince_convert::Converted;
+use quince_convert::lower::{FunctionKind, KvCache, Length};
+use quince_mlpackage::Written;
+use quince_runtime::Validation;
+use serde::Serialize;
+use std::path::Path;
+use std::time::Duration;
+
+/// What became of a model.
+#[derive(Serialize)]
+pub struct Report {
+    output: String,
+    architecture: &'static str,
+    parameters: u64,
+    functions: Vec<Function>,
+    context: usize,
+    kv_cache: &'static str,
+    kv_cache_bytes: u64,
+    checkpoint_bytes: u64,
+    model_bytes: u64,
+    weight_bytes: u64,
+    components: Vec<Component>,
+    #[serde(flatten)]
+    compression: Option<Compression>,
+    warnings: Vec<String>,
+    seconds: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    validation: Option<Validation>,
+}
+
+#[derive(Serialize)]
+struct Function {
+    name: String,
+    tokens: Option<usize>,
+}
+
+#[derive(Serialize)]
+struct Component {
+    name: &'static str,
+    parameters: u64,
+    bytes: u64,
+    form: String,
+}
+
+/// What the rules of compression did.
+#[derive(Serialize)]
+pub struct Compression {
+    rules: Vec<Rule>,
+    left: Vec<Left>,
+}
+
+#[derive(Serialize)]
+struct Rule {
+    selector: String,
+    scheme: String,
+    weights: usize,
+    parameters: usize,
+    bytes_before: usize,
+    bytes_after: usize,
+}
+
+#[derive(Serialize)]
+struct Left {
+    weight: String,
+    reason: String,
+}
+
+impl Report {
+    /// What is known before the package is written.
+    pub fn new(
+        output: &Path,
+        checkpoint: &Checkpoint,
+        converted: &Converted,
+        compressed: Option<&Compressed>,
+        warnings: Vec<String>,
+    ) -> Report {
+        let functions = converted.functions.iter().map(|function| Function {
+            name: function.name.clone(),
+            tokens: match function.kind {
+                FunctionKind::Full(Length::Flexible) => None,
+                FunctionKind::Full(Length::Fixed(length)) => Some(length),
+                FunctionKind::Cached { tokens, .. } => Some(tokens),
+            },
+        });
+        let (kv_cache, copies) = match converted.settings.kv_cache {
+            KvCache::State => ("state", 1),
+            KvCache::Io => ("io", 1),
+            KvCache::None => ("none", 0),
+        };
+        let g = converted.kv_geometry;
+        let components =
+            stored::parts(&stored::weights(&converted.program)).into_iter().map(|(name, part)| Component {
+                name,
+                parameters: part.parameters,
+                bytes: part.bytes,
+                form: part.forms.into_iter().collect::<Vec<_>>().join("; "),
+            });
+        Report {
+            output: output.display().to_string(),
+            architecture: converted.semantic.architecture,
+            parameters: checkpoint.parameters(),
+            functions: functions.collect(),
+            context: g.context,
+            kv_cache,
+            // Keys and values, two bytes for an element.
+            kv_cache_bytes: copies * 4 * (g.layers * g.kv_heads * g.head_dim * g.context) as u64,
+            checkpoint_bytes: checkpoint.byte_len(),
+            model_bytes: 0,
+            weight_bytes: 0,
+            components: components.collect(),
+            compression: compressed.map(Compression::of),
+            warnings,
+            seconds: 0.0,
+            validation: None,
+        }
+    }
+
+    /// What the package takes.
+    pub fn wrote(&mut self, written: Written) {
+        (self.model_bytes, self.weight_bytes) = (written.model_bytes, written.weight_bytes);
+    }
+
+    /// How long it took.
+    pub fn took(&mut self, time: Duration) {
+        self.seconds = time.as_secs_f64();
+    }
+
+    /// What the validation found.
+    pub fn validated(&mut self, validation: Option<Validation>) {
+        self.validation = validation;
+    }
+
+    /// 1 if the package is not what it should be.
+    pub fn exit_status(&self) -> u8 {
+        self.validation.as_ref().map_or(0, |found| found.report.exit_status())
+    }
+
+    /// For people.
+    pub fn text(&self) -> String {
+        let component = |c: &Component| {
+            vec![c.name.to_string(), units::grouped(c.parameters), units::bytes(c.bytes), c.form.clone()]
+        };
+        let mut text =
+            table(&["component", "parameters", "bytes", "stored as"], &[1, 2], self.components.iter().map(component));
+        if let Some(compression) = &self.compression {
+            text += "\n";
+            text += &compression.text();
+        }
+        let tokens = |f: &Function| match f.tokens {
+            Some(1) => format!("{} (1 token)", f.name),
+            Some(tokens) => format!("{} ({tokens} tokens)", f.name),
+            None => format!("{} (any number of tokens)", f.name),
+        };
+        let functions: Vec<String> = self.functions.iter().map(tokens).collect();
+        text += &format!(
+            "\n{}: {}, context {}, KV cache {} ({})\n",
+            self.output,
+            functions.join(", "),
+            self.context,
+            self.kv_cache,
+            units::bytes(self.kv_cache_bytes)
+        );
+        text += &format!(
+            "{} of checkpoint became {} of weights in {:.1} s\n",
+            units::bytes(self.checkpoint_bytes),
+            units::bytes(self.weight_bytes),
+            self.seconds
+        );
+        if let Some(found) = &self.validation {
+            text += "\n";
+            text += &validating::text(found);
+        }
+        text
+    }
+}
+
+impl Compression {
+    /// As the pass reports it.
+    pub fn of(report: &Compressed) -> Compression {
+        let rule = |rule: &RuleReport| Rule {
+            selector: rule.selector.to_string(),
+            scheme: rule.scheme.map_or("not compressed".to_string(), |scheme| scheme.to_string()),
+            weights: rule.weights,
+            parameters: rule.parameters,
+            bytes_before: rule.bytes_before,
+            bytes_after: rule.bytes_after,
+        };
+        let left = |(weight, reason): &(String, String)| Left { weight: weight.clone(), reason: reason.clone() };
+        Compression { rules: report.rules.iter().map(rule).collect(), left: report.left.iter().map(left).collect() }
+    }
+
+    /// For people.
+    pub fn text(&self) -> String {
+        let row = |rule: &Rule| {
+            let (before, after) = (units::bytes(rule.bytes_before as u64), units::bytes(rule.bytes_after as u64));
+            vec![rule.selector.clone(), rule.scheme.clone(), rule.weights.to_string(), before, after]
+        };
+        let mut text = table(&["rule", "scheme", "weights", "before", "after"], &[2, 3, 4], self.rules.iter().map(row));
+        for left in &self.left {
+            text += &format!("left as it is: {}: {}\n", left.weight, left.reason);
+        }
+        text
+    }
+}

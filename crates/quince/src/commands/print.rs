@@ -1,0 +1,44 @@
+//! `quince print`: a package as MIL text.
+
+use crate::console::Console;
+use crate::failure::Result;
+use quince_mil::text::{PrintOptions, Spelling, Weights, print};
+use quince_runtime::Bundle;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Constants of more elements are printed by name.
+const MAX_ELEMENTS: usize = 64;
+
+/// Print a package as MIL text, the form of model.mil in compiled models
+///
+/// Weights, and constants of more than 64 elements, are printed by name.
+#[derive(clap::Args)]
+#[command(after_help = "\
+Examples:
+  quince print tiny.bundle | less
+  quince print model.mlpackage --function decode")]
+pub struct Args {
+    /// A package, or a bundle
+    package: PathBuf,
+    /// Only this function
+    #[arg(long, value_name = "NAME")]
+    function: Option<String>,
+    /// Write names as Apple's compiler takes them, not as they are in the package
+    #[arg(long)]
+    identifiers: bool,
+}
+
+/// Prints it.
+pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
+    let mut program = Bundle::open(&args.package)?.read_package()?.program;
+    if let Some(name) = &args.function {
+        let function = program.function(name)?.clone();
+        program.default_function = None;
+        program.functions = vec![function];
+    }
+    let weights = Weights::of(&program, MAX_ELEMENTS);
+    let spelling = if args.identifiers { Spelling::Identifiers } else { Spelling::Exact };
+    console.print(&print(&program, &PrintOptions { spelling, locate: &|value| weights.locate(value) }))?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,62 @@
+//! Models to run: a bundle or a package as it was shipped, or a checkpoint converted in memory.
+
+use crate::failure::Result;
+use quince_checkpoint::Checkpoint;
+use quince_convert::lower::Precision;
+use quince_convert::{Options as Conversion, convert, semantic};
+use quince_engine::{Engine, Options};
+use quince_mil::Program;
+use quince_runtime::{Bundle, Decoder, Tokenizer};
+use std::path::Path;
+use std::sync::Arc;
+
+/// A model that is ready to run.
+pub struct Model {
+    /// The model with an empty cache.
+    pub decoder: Decoder,
+    /// Its tokenizer; none if there is no tokenizer.json.
+    pub tokenizer: Option<Tokenizer>,
+}
+
+/// What a checkpoint is run for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// To continue texts: functions with a KV cache, in float32.
+    Continue,
+    /// To score texts: the reference itself, without cache.
+    Score,
+}
+
+/// Loads a bundle, a package or a checkpoint.
+///
+/// # Errors
+/// When it is none of them, or cannot be run.
+pub fn load(path: &Path, purpose: Purpose, options: Options) -> Result<Model> {
+    if Bundle::recognizes(path) || !path.join("config.json").is_file() {
+        let bundle = Bundle::open(path)?;
+        let decoder = decoder(bundle.read_package()?.program, options).map_err(|e| e.at(path.display()))?;
+        return Ok(Model { decoder, tokenizer: tokenizer(bundle.directory())? });
+    }
+    let checkpoint = Checkpoint::open(path)?;
+    let program = match purpose {
+        Purpose::Score => semantic(&checkpoint)?.program,
+        Purpose::Continue => {
+            let exact = Conversion { precision: Precision::Float32, ..Conversion::default() };
+            convert(&checkpoint, &exact)?.program
+        }
+    };
+    Ok(Model { decoder: decoder(program, options)?, tokenizer: tokenizer(path)? })
+}
+
+/// The tokenizer of a directory, if it has one.
+///
+/// # Errors
+/// When it has one that cannot be read.
+pub fn tokenizer(directory: &Path) -> Result<Option<Tokenizer>> {
+    let there = directory.join("tokenizer.json").is_file();
+    Ok(there.then(|| Tokenizer::from_dir(directory)).transpose()?)
+}
+
+fn decoder(program: Program, options: Options) -> quince_tensor::Result<Decoder> {
+    Decoder::new(Arc::new(Engine::load(program, options)?))
+}
