@@ -79,15 +79,16 @@ impl Bench<'_> {
         const ROUNDS: usize = 100_000;
         #[target_feature(enable = "avx,fma")]
         fn multiply_adds(out: &mut [f32; 8]) {
-            let (a, mut sums) = (_mm256_set1_ps(0.5), [_mm256_set1_ps(1.0); 12]);
+            let a = _mm256_set1_ps(std::hint::black_box(0.5));
+            let mut sums = std::hint::black_box([a; 12]);
             for _ in 0..ROUNDS {
                 sums.iter_mut().for_each(|sum| *sum = _mm256_fmadd_ps(*sum, a, a));
             }
             for sum in sums {
                 // SAFETY: `out` has room for a vector.
                 unsafe { _mm256_storeu_ps(out.as_mut_ptr(), sum) };
+                std::hint::black_box(&mut *out);
             }
-            std::hint::black_box(out);
         }
         let tasks = 16 * self.kernels.pool.threads();
         self.time("peak f32", (tasks * ROUNDS * 12 * 16) as f64, "GFLOP/s", || {

@@ -12,7 +12,7 @@ use super::linear::Accuracy;
 use super::quantize::{Order, Quantized};
 use super::simd::{Simd, for_isa};
 use super::weights::{Encoding, Floats, PackedWeight};
-use super::{Isa, SharedMut};
+use super::{Isa, Kernels, SharedMut};
 
 /// The left side of decode products: `[m, k]`, and what integer kernels need of it.
 pub(crate) struct Activations<'a> {
@@ -27,7 +27,7 @@ pub(crate) struct Activations<'a> {
 impl<'a> Activations<'a> {
     /// Prepares `x` for products with `weights`, which all have its number of columns.
     pub(crate) fn new<'w>(
-        isa: Isa,
+        kernels: &Kernels,
         accuracy: Accuracy,
         x: &'a [f32],
         m: usize,
@@ -36,14 +36,26 @@ impl<'a> Activations<'a> {
         let k = x.len() / m;
         let mut quantized: Vec<Quantized> = Vec::new();
         if accuracy == Accuracy::Default {
-            for order in weights.filter_map(|weight| integer_order(isa, weight)) {
+            for order in weights.filter_map(|weight| integer_order(kernels.isa, weight)) {
                 if quantized.iter().all(|quantized| quantized.order != order) {
-                    quantized.push(Quantized::new(order, x, k));
+                    quantized.push(Quantized::new(&kernels.pool, order, x, k));
                 }
             }
         }
         Activations { x, m, k, quantized }
     }
+}
+
+/// Whether a product with `m` rows of activations goes straight from the packed bytes.
+pub(crate) fn takes(isa: Isa, accuracy: Accuracy, weight: &PackedWeight, m: usize) -> bool {
+    /// Most rows that f32 multiplies with bytes as they stream by.
+    const FEW: usize = 8;
+    #[cfg(target_arch = "x86_64")]
+    if accuracy == Accuracy::Default && integer_order(isa, weight).is_some() {
+        return m <= super::gemv_x86::most_rows(weight);
+    }
+    let _ = (isa, accuracy, weight);
+    m <= FEW
 }
 
 /// The order of activations for the integer kernel of `weight`, if there is one.

@@ -35,6 +35,16 @@ pub(crate) fn order(isa: Isa, weight: &PackedWeight) -> Option<Order> {
     }
 }
 
+/// Up to how many rows of activations the integer kernel for `weight` is faster than f32: bytes are unpacked anew for
+/// each six of them, which costs more with some encodings than with others (measured with `examples/kernels.rs`).
+pub(crate) fn most_rows(weight: &PackedWeight) -> usize {
+    match weight.encoding() {
+        Encoding::Lut(lut) if matches!(lut.nbits, 1 | 2 | 4) => usize::MAX,
+        Encoding::Affine(_) => 32,
+        Encoding::Lut(_) | Encoding::Dense(_) => 8,
+    }
+}
+
 /// A product `y[m, N] = x[m, K] · weightᵀ + bias` of which some columns are computed.
 pub(crate) struct Product<'a> {
     pub(crate) weight: &'a PackedWeight,
@@ -51,48 +61,75 @@ pub(crate) struct Product<'a> {
 /// other thread writes the same columns.
 #[target_feature(enable = "avx2,fma,f16c,bmi2")]
 pub(crate) unsafe fn multiply_rows(product: &Product, rows: Range<usize>) {
-    let mut first = 0;
-    while first < product.m {
-        // SAFETY: as the caller vouches. When there are more than four rows of activations, those of the weight come
-        // from the cache the second time: a task's share is small.
-        first += unsafe {
-            match product.m - first {
-                1 => rows_of::<1>(product, rows.clone(), first),
-                2 => rows_of::<2>(product, rows.clone(), first),
-                3 => rows_of::<3>(product, rows.clone(), first),
-                _ => rows_of::<4>(product, rows.clone(), first),
-            }
-        };
+    let depth = product.depth();
+    for first_col in (0..product.weight.cols()).step_by(depth) {
+        let cols = first_col..product.weight.cols().min(first_col + depth);
+        let mut first = 0;
+        while first < product.m {
+            let part = Part { rows: rows.clone(), cols: cols.clone(), first };
+            // SAFETY: as the caller vouches. The packed bytes of a part come from the cache after the first time.
+            first += unsafe {
+                match product.m - first {
+                    1 => rows_of::<1>(product, part),
+                    2 => rows_of::<2>(product, part),
+                    3 => rows_of::<3>(product, part),
+                    4 | 5 | 7 | 8 => rows_of::<4>(product, part),
+                    _ => rows_of::<6>(product, part),
+                }
+            };
+        }
     }
+}
+
+impl Product<'_> {
+    /// How many columns to take at a time: with many rows of activations, as many as leave six of them in the
+    /// first-level cache.
+    fn depth(&self) -> usize {
+        const DEPTH: usize = 2048;
+        let cols = self.weight.cols();
+        let whole_blocks = match self.weight.encoding() {
+            Encoding::Affine(affine) => affine.block[1] == cols || DEPTH.is_multiple_of(affine.block[1]),
+            Encoding::Lut(_) | Encoding::Dense(_) => true,
+        };
+        if self.m > 4 && whole_blocks { DEPTH } else { cols }
+    }
+}
+
+/// A part of a product: some rows of the weight, some of its columns, and the rows of activations from `first`.
+struct Part {
+    rows: Range<usize>,
+    cols: Range<usize>,
+    first: usize,
 }
 
 // SAFETY of the functions below: as `multiply_rows` says. Blocks that are not whole are copied before they are read.
 
 /// Multiplies rows of the weight with `M` rows of activations; returns `M`.
 #[inline(always)]
-unsafe fn rows_of<const M: usize>(product: &Product, rows: Range<usize>, first: usize) -> usize {
+unsafe fn rows_of<const M: usize>(product: &Product, part: Part) -> usize {
+    let (is_first, first, n) = (part.cols.start == 0, part.first, product.weight.rows());
     let x: [(&[i16], &[f32]); M] = std::array::from_fn(|i| product.x.row(first + i));
     let store = |row: usize, results: [f32; M]| {
         let bias = product.bias.map_or(0.0, |bias| bias[row]);
         for (i, result) in results.into_iter().enumerate() {
             // SAFETY: the columns are this task's.
-            unsafe { product.y.slice((first + i) * product.weight.rows() + row, 1)[0] = result + bias };
+            let y = unsafe { &mut product.y.slice((first + i) * n + row, 1)[0] };
+            *y = result + if is_first { bias } else { *y };
         }
     };
-    let cols = product.weight.cols();
     unsafe {
         match product.weight.encoding() {
             Encoding::Lut(lut) => match lut.nbits {
-                1 => lut_rows::<1, 1, 8, M>(lut, rows, cols, &x, store),
-                2 => lut_rows::<2, 1, 4, M>(lut, rows, cols, &x, store),
-                3 => lut_rows::<3, 1, 1, M>(lut, rows, cols, &x, store),
-                4 => lut_rows::<4, 1, 2, M>(lut, rows, cols, &x, store),
-                6 => lut_rows::<6, 4, 1, M>(lut, rows, cols, &x, store),
-                _ => lut_rows::<8, 16, 1, M>(lut, rows, cols, &x, store),
+                1 => lut_rows::<1, 1, 8, M>(product, lut, part, &x, store),
+                2 => lut_rows::<2, 1, 4, M>(product, lut, part, &x, store),
+                3 => lut_rows::<3, 1, 1, M>(product, lut, part, &x, store),
+                4 => lut_rows::<4, 1, 2, M>(product, lut, part, &x, store),
+                6 => lut_rows::<6, 4, 1, M>(product, lut, part, &x, store),
+                _ => lut_rows::<8, 16, 1, M>(product, lut, part, &x, store),
             },
             Encoding::Affine(affine) => match affine.codes {
-                CodeType::Int4 | CodeType::Uint4 => affine_rows::<4, M>(affine, rows, cols, &x, store),
-                CodeType::Int8 | CodeType::Uint8 => affine_rows::<8, M>(affine, rows, cols, &x, store),
+                CodeType::Int4 | CodeType::Uint4 => affine_rows::<4, M>(product, affine, part, &x, store),
+                CodeType::Int8 | CodeType::Uint8 => affine_rows::<8, M>(product, affine, part, &x, store),
             },
             Encoding::Dense(_) => unreachable!("plain numbers have no order"),
         }
@@ -107,27 +144,30 @@ const CHUNK: usize = 1024;
 
 #[target_feature(enable = "avx2,fma,f16c,bmi2")]
 unsafe fn lut_rows<const NBITS: usize, const PIECES: usize, const PLANES: usize, const M: usize>(
+    product: &Product,
     lut: &Lut,
-    rows: Range<usize>,
-    cols: usize,
+    part: Part,
     x: &[(&[i16], &[f32]); M],
     store: impl Fn(usize, [f32; M]),
 ) {
-    let data = lut.indices.as_slice();
+    let (data, width) = (lut.indices.as_slice(), product.weight.cols());
     let mut indices = [0u8; CHUNK];
-    for row in rows {
+    for row in part.rows {
+        let (start, end) = (row * width + part.cols.start, row * width + part.cols.end);
+        let mut walk = LutWalk::<PIECES, PLANES, M> { lut, row, sums: [_mm256_setzero_ps(); M], x };
+        // SAFETY: the activations have as many blocks as the row.
         unsafe {
-            let mut walk = LutWalk::<PIECES, PLANES, M> { lut, row, sums: [_mm256_setzero_ps(); M], x };
             if 8 % NBITS == 0 {
-                walk.blocks(&data[row * cols * NBITS / 8..(row + 1) * cols * NBITS / 8], 0);
+                walk.blocks(&data[start * NBITS / 8..end * NBITS / 8], part.cols.start);
             } else {
-                for first in (0..cols).step_by(CHUNK) {
-                    let indices = &mut indices[..CHUNK.min(cols - first)];
-                    unpack::<Avx2>(data, row * cols + first, NBITS, indices);
-                    walk.blocks(indices, first);
+                for first in (start..end).step_by(CHUNK) {
+                    let indices = &mut indices[..CHUNK.min(end - first)];
+                    unpack::<Avx2>(data, first, NBITS, indices);
+                    walk.blocks(indices, first - row * width);
                 }
             }
-            store(row, walk.sums.map(|sum| Avx2(sum).reduce_add()));
+            let scale = if lut.axis == GroupAxis::Rows { lut.tables.integers(lut.table_of(row, 0)).1 } else { 1.0 };
+            store(row, walk.sums.map(|sum| Avx2(sum).reduce_add() * scale));
         }
     }
 }
@@ -150,22 +190,19 @@ impl<const PIECES: usize, const PLANES: usize, const M: usize> LutWalk<'_, PIECE
         unsafe {
             let whole = bytes.len() / Self::BLOCK_BYTES;
             if self.lut.axis == GroupAxis::Rows {
-                let (planes, scale) = self.lut.tables.integers(self.lut.table_of(self.row, 0));
+                // The scale of the only table is applied at the end.
+                let (planes, _) = self.lut.tables.integers(self.lut.table_of(self.row, 0));
                 let pieces = Pieces::<PIECES>::load(planes);
                 for block in 0..whole {
-                    self.block(
-                        &pieces,
-                        scale,
-                        bytes.as_ptr().add(block * Self::BLOCK_BYTES),
-                        first_col / Self::BLOCK + block,
-                    );
+                    let p = bytes.as_ptr().add(block * Self::BLOCK_BYTES);
+                    self.block(&pieces, None, p, first_col / Self::BLOCK + block);
                 }
-                self.rest(&pieces, scale, &bytes[whole * Self::BLOCK_BYTES..], first_col / Self::BLOCK + whole);
+                self.rest(&pieces, None, &bytes[whole * Self::BLOCK_BYTES..], first_col / Self::BLOCK + whole);
             } else {
                 for (block, bytes) in bytes.chunks(Self::BLOCK_BYTES).enumerate() {
                     let block = first_col / Self::BLOCK + block;
                     let (planes, scale) = self.lut.tables.integers(self.lut.table_of(self.row, block * Self::BLOCK));
-                    self.rest(&Pieces::<PIECES>::load(planes), scale, bytes, block);
+                    self.rest(&Pieces::<PIECES>::load(planes), Some(scale), bytes, block);
                 }
             }
         }
@@ -173,7 +210,7 @@ impl<const PIECES: usize, const PLANES: usize, const M: usize> LutWalk<'_, PIECE
 
     /// A block that may not be whole.
     #[inline(always)]
-    unsafe fn rest(&mut self, pieces: &Pieces<PIECES>, scale: f32, bytes: &[u8], block: usize) {
+    unsafe fn rest(&mut self, pieces: &Pieces<PIECES>, scale: Option<f32>, bytes: &[u8], block: usize) {
         if !bytes.is_empty() {
             let mut padded = [0u8; 128];
             padded[..bytes.len()].copy_from_slice(bytes);
@@ -183,7 +220,7 @@ impl<const PIECES: usize, const PLANES: usize, const M: usize> LutWalk<'_, PIECE
 
     /// Adds a whole block at `bytes`.
     #[inline(always)]
-    unsafe fn block(&mut self, pieces: &Pieces<PIECES>, scale: f32, bytes: *const u8, block: usize) {
+    unsafe fn block(&mut self, pieces: &Pieces<PIECES>, scale: Option<f32>, bytes: *const u8, block: usize) {
         unsafe {
             let mut sums = [_mm256_setzero_si256(); M];
             prefetch(bytes);
@@ -200,7 +237,10 @@ impl<const PIECES: usize, const PLANES: usize, const M: usize> LutWalk<'_, PIECE
                 }
             }
             for ((total, sum), (_, scales)) in self.sums.iter_mut().zip(sums).zip(self.x) {
-                *total = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), _mm256_set1_ps(scale * scales[block]), *total);
+                debug_assert!(block < scales.len());
+                let x_scale = *scales.get_unchecked(block);
+                let scale = _mm256_set1_ps(scale.map_or(x_scale, |scale| scale * x_scale));
+                *total = _mm256_fmadd_ps(_mm256_cvtepi32_ps(sum), scale, *total);
             }
         }
     }
@@ -280,41 +320,42 @@ const SCALES: usize = 64;
 /// that is shorter.
 #[inline(always)]
 unsafe fn affine_rows<const NBITS: usize, const M: usize>(
+    product: &Product,
     affine: &Affine,
-    rows: Range<usize>,
-    cols: usize,
+    part: Part,
     x: &[(&[i16], &[f32]); M],
     store: impl Fn(usize, [f32; M]),
 ) {
-    let block = affine.block[1];
+    let wide = affine.block[1] == product.weight.cols() || affine.block[1].is_multiple_of(128);
     unsafe {
-        let wide = block == cols || block.is_multiple_of(128);
         match (wide, affine.offset.is_some()) {
-            (true, false) => affine_rows_by::<NBITS, 128, false, M>(affine, rows, cols, x, store),
-            (true, true) => affine_rows_by::<NBITS, 128, true, M>(affine, rows, cols, x, store),
-            (false, false) => affine_rows_by::<NBITS, 32, false, M>(affine, rows, cols, x, store),
-            (false, true) => affine_rows_by::<NBITS, 32, true, M>(affine, rows, cols, x, store),
+            (true, false) => affine_rows_by::<NBITS, 128, false, M>(product, affine, part, x, store),
+            (true, true) => affine_rows_by::<NBITS, 128, true, M>(product, affine, part, x, store),
+            (false, false) => affine_rows_by::<NBITS, 32, false, M>(product, affine, part, x, store),
+            (false, true) => affine_rows_by::<NBITS, 32, true, M>(product, affine, part, x, store),
         }
     }
 }
 
 #[target_feature(enable = "avx2,fma,f16c,bmi2")]
 unsafe fn affine_rows_by<const NBITS: usize, const STEP: usize, const OFFSETS: bool, const M: usize>(
+    product: &Product,
     affine: &Affine,
-    rows: Range<usize>,
-    cols: usize,
+    part: Part,
     x: &[(&[i16], &[f32]); M],
     store: impl Fn(usize, [f32; M]),
 ) {
-    let data = affine.data.as_slice();
+    let (data, width) = (affine.data.as_slice(), product.weight.cols());
     let (block, signed) = (affine.block[1], matches!(affine.codes, CodeType::Int4 | CodeType::Int8));
+    let blocks = part.cols.start / block..part.cols.end.div_ceil(block);
     let mut scales = [0.0f32; SCALES];
-    for row in rows {
-        let data = &data[row * cols * NBITS / 8..(row + 1) * cols * NBITS / 8];
+    for row in part.rows {
+        let data = &data[row * width * NBITS / 8..(row + 1) * width * NBITS / 8];
         let first_block = affine.block_of(row, 0);
         let mut sums = [_mm256_setzero_ps(); M];
-        for first in (0..affine.blocks_per_row).step_by(SCALES) {
-            let count = SCALES.min(affine.blocks_per_row - first);
+        for first in blocks.clone().step_by(SCALES) {
+            let count = SCALES.min(blocks.end - first);
+            // SAFETY: AVX2 is there, and the row has these blocks.
             unsafe { load_floats::<Avx2>(&affine.scale, first_block + first, &mut scales[..count]) };
             let codes = |i: usize| Codes {
                 signed,
@@ -331,7 +372,8 @@ unsafe fn affine_rows_by<const NBITS: usize, const STEP: usize, const OFFSETS: b
                 i += 4;
             }
             while i < count {
-                let (mut col, end) = ((first + i) * block, (first + i + 1) * block);
+                let mut col = ((first + i) * block).max(part.cols.start);
+                let end = ((first + i + 1) * block).min(part.cols.end);
                 while col + STEP <= end {
                     // SAFETY: these columns belong to the row.
                     unsafe {

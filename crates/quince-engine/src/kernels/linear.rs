@@ -1,7 +1,7 @@
 //! `y = x · Wᵀ + bias` for packed weights: the choice between decode and prefill kernels, and the split over threads.
 
 use super::gemm::{Right, Sizes, gemm};
-use super::gemv::{Activations, multiply_rows};
+use super::gemv::{Activations, multiply_rows, takes};
 use super::weights::PackedWeight;
 use super::{Kernels, SharedMut};
 
@@ -26,15 +26,13 @@ pub struct Linear<'a> {
     pub y: &'a mut [f32],
 }
 
-/// Most rows of activations that are multiplied straight from the packed bytes.
-const DECODE_ROWS: usize = 8;
 /// Packed bytes that one task reads at least: some microseconds.
 const TASK_BYTES: usize = 32 * 1024;
 
 /// `y[M, N] = x[M, K] · weightᵀ + bias`.
 ///
-/// Up to eight rows of `x` are multiplied with the packed bytes as they stream by; with more, blocks of the weight
-/// are dequantized to f32 once and reused.
+/// Few rows of `x` are multiplied with the packed bytes as they stream by, and many too where integer kernels are
+/// faster than f32; otherwise blocks of the weight are dequantized to f32 once and reused by all rows.
 ///
 /// # Panics
 /// When a slice does not have the length that goes with the weight.
@@ -61,18 +59,24 @@ pub fn linear_many(kernels: &Kernels, accuracy: Accuracy, x: &[f32], products: &
         assert_eq!(y.len(), m * weight.rows(), "elements of the result for {m} rows");
         assert!(bias.is_none_or(|bias| bias.len() == weight.rows()), "elements of a bias");
     }
-    if m > DECODE_ROWS || cols == 0 {
-        for Linear { weight, bias, y } in products {
+    let mut packed: Vec<&mut Linear> = Vec::with_capacity(products.len());
+    for product in products {
+        if cols > 0 && takes(kernels.isa, accuracy, product.weight, m) {
+            packed.push(product);
+        } else {
+            let Linear { weight, bias, y } = product;
             let sizes = Sizes { m: y.len() / weight.rows().max(1), n: weight.rows(), k: cols };
             gemm(kernels, sizes, &x[..sizes.m * cols], Right::Weight(weight), *bias, y);
         }
-    } else if m > 0 {
-        decode(kernels, accuracy, x, m, products);
+    }
+    if m > 0 && !packed.is_empty() {
+        from_packed(kernels, accuracy, x, m, &mut packed);
     }
 }
 
-fn decode(kernels: &Kernels, accuracy: Accuracy, x: &[f32], m: usize, products: &mut [Linear]) {
-    let activations = Activations::new(kernels.isa, accuracy, x, m, products.iter().map(|product| product.weight));
+/// All products in one parallel region, each task some rows of a weight.
+fn from_packed(kernels: &Kernels, accuracy: Accuracy, x: &[f32], m: usize, products: &mut [&mut Linear]) {
+    let activations = Activations::new(kernels, accuracy, x, m, products.iter().map(|product| product.weight));
     let products: Vec<_> = products
         .iter_mut()
         .map(|Linear { weight, bias, y }| {
@@ -146,6 +150,8 @@ mod tests {
     fn many_rows() {
         check(9, 34, 300, 11);
         check(31, 16, 64, 12);
+        check(10, 3, 2500, 14);
+        check(9, 2, 4128, 15);
     }
 
     #[test]

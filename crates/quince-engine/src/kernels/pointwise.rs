@@ -105,7 +105,7 @@ unsafe fn unary_generic<S: Simd>(op: Unary, x: &[f32], y: &mut [f32]) {
             }),
             Unary::GeluTanh => map::<S>(x, y, |x| {
                 // 1/2 (1 + tanh u) = 1 / (1 + e^−2u), with 2u = 2 √(2/π) (x + 0.044715 x³).
-                let u = x.mul(x).mul_add(S::splat(1.595_769_1 * 0.044_715), S::splat(1.595_769_1)).mul(x);
+                let u = x.mul(x).mul_add(S::splat(1.595_769 * 0.044_715), S::splat(1.595_769)).mul(x);
                 x.div(one_plus_exp_minus(u))
             }),
         }
@@ -133,7 +133,7 @@ unsafe fn silu<S: Simd>(x: S) -> S {
 #[inline(always)]
 unsafe fn erf<S: Simd>(x: S) -> S {
     const NUMERATOR: [f32; 6] =
-        [2.770_681_4e-8, -2.101_024e-6, -5.692_506_4e-5, -7.349_906_3e-4, -2.954_599_8e-3, -1.609_603_3e-2];
+        [2.770_681_4e-8, -2.101_024e-6, -5.692_506_4e-5, -7.349_906_3e-4, -2.954_6e-3, -1.609_603_3e-2];
     const DENOMINATOR: [f32; 4] = [-2.133_740_6e-4, -1.682_827e-3, -7.373_329e-3, -1.426_473_9e-2];
     unsafe {
         let x = x.min(S::splat(4.0)).max(S::splat(-4.0));

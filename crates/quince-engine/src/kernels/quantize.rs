@@ -1,5 +1,7 @@
 //! Activations rounded to integers, block by block, in the order in which an integer kernel meets the weights.
 
+use super::{Pool, SharedMut};
+
 /// Largest magnitude of an activation in a block of 128.
 ///
 /// A lane of 32 bits sums 2 · 8 products of one block, each at most `TABLE_MAX` · `ACTIVATION_MAX`:
@@ -61,35 +63,23 @@ pub(crate) struct Quantized {
 
 impl Quantized {
     /// Rounds rows of `k` numbers. A block with an infinity or a NaN gets the scale NaN.
-    pub(crate) fn new(order: Order, x: &[f32], k: usize) -> Quantized {
-        let block = order.block();
+    pub(crate) fn new(pool: &Pool, order: Order, x: &[f32], k: usize) -> Quantized {
+        let (block, rows) = (order.block(), x.len() / k);
         let blocks = k.div_ceil(block);
-        let rows = x.len() / k;
-        let mut quantized = Quantized {
-            order,
-            blocks,
-            values: vec![0; rows * blocks * block],
-            scales: Vec::with_capacity(rows * blocks),
-        };
+        let mut values = vec![0; rows * blocks * block];
+        let mut scales = vec![0.0; rows * blocks];
         let places: Vec<u16> = (0..order.group()).map(|at| order.element(at) as u16).collect();
-        let most = ACTIVATION_MAX / (block / 128) as f32;
-        let mut rounded = vec![0i16; block];
-        let chunks = x.chunks_exact(k).flat_map(|row| row.chunks(block));
-        for (x, out) in chunks.zip(quantized.values.chunks_exact_mut(block)) {
-            let largest = x.iter().fold(0.0f32, |max, &x| max.max(x.abs()));
-            let finite = x.iter().fold(0.0f32, |sum, &x| sum + x * 0.0) == 0.0;
-            let inverse = if largest > 1e-30 { most / largest } else { 0.0 };
-            for (rounded, &x) in rounded.iter_mut().zip(x) {
-                // Adding 1.5 · 2^23 leaves the rounded integer in the low bits: this loop becomes vector code.
-                *rounded = (x * inverse + 12_582_912.0).to_bits() as i16;
+        let (all_values, all_scales) = (SharedMut::new(&mut values), SharedMut::new(&mut scales));
+        pool.run(rows, |row| {
+            // SAFETY: each task writes a row of its own.
+            let values = unsafe { all_values.slice(row * blocks * block, blocks * block) };
+            let scales = unsafe { all_scales.slice(row * blocks, blocks) };
+            let parts = x[row * k..(row + 1) * k].chunks(block).zip(values.chunks_exact_mut(block));
+            for ((x, values), scale) in parts.zip(scales) {
+                *scale = round_block(x, &places, values);
             }
-            rounded[x.len()..].fill(0);
-            for (out, rounded) in out.chunks_exact_mut(places.len()).zip(rounded.chunks_exact(places.len())) {
-                out.iter_mut().zip(&places).for_each(|(out, &place)| *out = rounded[usize::from(place)]);
-            }
-            quantized.scales.push(if finite { largest / most } else { f32::NAN });
-        }
-        quantized
+        });
+        Quantized { order, blocks, values, scales }
     }
 
     /// The integers and the scales of a row.
@@ -97,6 +87,23 @@ impl Quantized {
         let len = self.blocks * self.order.block();
         (&self.values[row * len..][..len], &self.scales[row * self.blocks..][..self.blocks])
     }
+}
+
+/// Rounds a block (its end may be missing) into `out`, each group in the order of `places`; returns its scale.
+fn round_block(x: &[f32], places: &[u16], out: &mut [i16]) -> f32 {
+    let most = ACTIVATION_MAX / (out.len() / 128) as f32;
+    let largest = x.iter().fold(0.0f32, |max, &x| max.max(x.abs()));
+    let finite = x.iter().fold(0.0f32, |sum, &x| sum + x * 0.0) == 0.0;
+    let inverse = if largest > 1e-30 { most / largest } else { 0.0 };
+    let mut rounded = [0i16; 256];
+    for (rounded, &x) in rounded.iter_mut().zip(x) {
+        // Adding 1.5 · 2^23 leaves the rounded integer in the low bits: this loop becomes vector code.
+        *rounded = (x * inverse + 12_582_912.0).to_bits() as i16;
+    }
+    for (out, rounded) in out.chunks_exact_mut(places.len()).zip(rounded.chunks_exact(places.len())) {
+        out.iter_mut().zip(places).for_each(|(out, &place)| *out = rounded[usize::from(place)]);
+    }
+    if finite { largest / most } else { f32::NAN }
 }
 
 #[cfg(test)]
@@ -110,7 +117,7 @@ mod tests {
             [Order::Natural, Order::Nibbles].into_iter().chain([1, 2, 4, 8].map(|planes| Order::Bytes { planes }));
         let x = Random::new(20).normal(2 * 600);
         for order in orders {
-            let quantized = Quantized::new(order, &x, 600);
+            let quantized = Quantized::new(&Pool::new(2), order, &x, 600);
             for row in 0..2 {
                 let (values, scales) = quantized.row(row);
                 let mut seen = vec![false; 600];

@@ -122,7 +122,7 @@ pub(crate) trait Simd: Copy {
             let lowest = Self::splat(-87.336_54);
             let x = self.min(Self::splat(88.376_26)).max(lowest);
             let n = x.mul(Self::splat(std::f32::consts::LOG2_E)).round();
-            let r = n.mul_add(Self::splat(-0.693_359_375), x);
+            let r = n.mul_add(Self::splat(-0.693_359_4), x);
             let r = n.mul_add(Self::splat(2.121_944_4e-4), r);
             let mut p = Self::splat(1.987_569_1e-4);
             for coefficient in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_65, 0.5] {

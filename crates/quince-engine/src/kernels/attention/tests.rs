@@ -152,7 +152,7 @@ fn threads_change_nothing() {
         let cache = Cache::F32 { data: &cache, head_stride: 1500 * 32, position_stride: 32 };
         let q = Heads { data: &q, head_stride: 32, row_stride: 128 };
         let to = HeadsMut { data: &mut out, head_stride: 32, row_stride: 128 };
-        attention(&Kernels::new(threads), &a, q, cache, cache, Mask::Ranges(&[0..1500]), to);
+        attention(&Kernels::new(threads), &a, q, cache, cache, Mask::Ranges(std::slice::from_ref(&(0..1500))), to);
         out
     };
     assert_eq!(run(1), run(3));
