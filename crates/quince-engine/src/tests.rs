@@ -146,6 +146,15 @@ fn a_gate_is_one_step() {
     assert_eq!(check(b.finish(vec![y]), &[inputs], 1e-6), ["silu_mul"]);
 }
 
+#[test]
+fn narrowing_rounds_so_that_a_number_can_be_split_in_two() {
+    let (mut b, vars) = start(&[("x", f32s(&[50]))]);
+    let high = b.op("cast", "high", &[("x", vars[0].into()), ("dtype", "fp16".into())]).unwrap();
+    let wide = b.op("cast", "wide", &[("x", high.into()), ("dtype", "fp32".into())]).unwrap();
+    let rest = b.op("sub", "rest", &[("x", vars[0].into()), ("y", wide.into())]).unwrap();
+    assert_eq!(check(b.finish(vec![rest]), &[call(&[("x", floats(1, &[50]))])], 0.0), ["round", "binary"]);
+}
+
 /// A cache of two layers: each call writes a row at `position` and gives what the second layer holds, twice updated.
 fn cache(old_value_wanted: bool) -> Vec<&'static str> {
     let state = ValueType::State(quince_mil::TensorType::fixed(DType::F16, &[2, 3, 4]));

@@ -1,9 +1,11 @@
 //! Operations that move elements or only name them anew.
 
+use crate::kernels;
 use crate::memory::Operand;
 use crate::planner::{Place, Planner};
 use crate::strided::{View, row_major};
-use quince_mil::{Operation, Result, Var};
+use quince_mil::{DType, Operation, Result, Var};
+use quince_tensor::f16;
 
 /// Operations whose result has the same elements in the same order.
 pub(super) fn alias(planner: &mut Planner, operation: &Operation) -> Result<bool> {
@@ -20,11 +22,16 @@ pub(super) fn alias(planner: &mut Planner, operation: &Operation) -> Result<bool
     Ok(true)
 }
 
-/// `cast` between floating-point types: the engine keeps them all in `f32`.
+/// `cast` between floating-point types. The engine keeps them all in `f32`, so widening only names the values anew;
+/// narrowing to fp16 rounds, because programs split numbers by it.
 pub(super) fn cast(planner: &mut Planner, operation: &Operation) -> Result<bool> {
     let (Some(x), [out]) = (operation.var("x"), &operation.outputs[..]) else { return Ok(false) };
-    if !planner.dtype(x)?.is_float() || !planner.dtype(*out)?.is_float() {
+    let (from, to) = (planner.dtype(x)?, planner.dtype(*out)?);
+    if !from.is_float() || !to.is_float() {
         return Ok(false);
+    }
+    if from == DType::F32 && to == DType::F16 {
+        return round(planner, operation, x, *out);
     }
     match planner.place(x)? {
         Place::Buffer(_) => planner.alias(*out, x)?,
@@ -34,6 +41,23 @@ pub(super) fn cast(planner: &mut Planner, operation: &Operation) -> Result<bool>
         }
         _ => return Ok(false),
     }
+    Ok(true)
+}
+
+fn round(planner: &mut Planner, operation: &Operation, x: Var, out: Var) -> Result<bool> {
+    let x = planner.operand(x)?;
+    let (id, len) = planner.output(out)?;
+    planner.push("round", &operation.name, move |memory| {
+        memory.write(id, len, |m, y| {
+            let mut half = [f16::ZERO; 1024];
+            for (x, y) in m.get(&x).chunks(half.len()).zip(y.chunks_mut(half.len())) {
+                let half = &mut half[..x.len()];
+                kernels::f32_to_f16(m.kernels, x, half);
+                kernels::f16_to_f32(m.kernels, half, y);
+            }
+            Ok(())
+        })
+    });
     Ok(true)
 }
 
