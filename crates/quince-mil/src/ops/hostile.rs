@@ -119,25 +119,209 @@ fn entries(random: &mut Random, op: &dyn Op) -> Entries {
     out
 }
 
+/// An argument of an example.
+enum Of {
+    Float(&'static [usize]),
+    Code(DType, &'static [usize]),
+    Int(i64),
+    Ints(&'static [i64]),
+    Word(&'static str),
+}
+
+/// Arguments that go together, of operations that random ones seldom reach.
+const EXAMPLES: &[(&str, &[(&str, Of)])] = {
+    use Of::*;
+    &[
+        (
+            "conv",
+            &[
+                ("x", Float(&[1, 4, 3, 5])),
+                ("weight", Float(&[2, 2, 2, 1])),
+                ("groups", Int(2)),
+                ("strides", Ints(&[1, 2])),
+                ("dilations", Ints(&[2, 1])),
+                ("pad_type", Word("custom")),
+                ("pad", Ints(&[1, 0, 2, 1])),
+            ],
+        ),
+        (
+            "conv_transpose",
+            &[
+                ("x", Float(&[1, 2, 3])),
+                ("weight", Float(&[2, 2, 2])),
+                ("strides", Ints(&[2])),
+                ("pad_type", Word("custom")),
+                ("pad", Ints(&[1, 0])),
+                ("output_shape", Ints(&[1, 2, 7])),
+            ],
+        ),
+        (
+            "avg_pool",
+            &[
+                ("x", Float(&[1, 2, 3, 4])),
+                ("kernel_sizes", Ints(&[2, 3])),
+                ("strides", Ints(&[1, 2])),
+                ("pad_type", Word("custom")),
+                ("pad", Ints(&[1, 1, 0, 0])),
+            ],
+        ),
+        (
+            "scaled_dot_product_attention",
+            &[
+                ("query", Float(&[2, 3, 4])),
+                ("key", Float(&[2, 5, 4])),
+                ("value", Float(&[2, 5, 3])),
+                ("attn_mask", Float(&[3, 5])),
+            ],
+        ),
+        (
+            "attention",
+            &[
+                ("query", Float(&[1, 3, 4, 2])),
+                ("key", Float(&[1, 3, 2, 2])),
+                ("value", Float(&[1, 3, 2, 3])),
+                ("scale", Float(&[])),
+                ("window", Int(2)),
+                ("softcap", Float(&[])),
+                ("sinks", Float(&[4])),
+            ],
+        ),
+        ("rope", &[("x", Float(&[1, 2, 3, 4])), ("inverse_frequencies", Float(&[2])), ("position", Ints(&[3]))]),
+        (
+            "slice_by_index",
+            &[("x", Float(&[3, 4])), ("begin", Ints(&[0, -1])), ("end", Ints(&[2, 0])), ("stride", Ints(&[1, -2]))],
+        ),
+        (
+            "slice_update",
+            &[
+                ("x", Float(&[3, 4])),
+                ("update", Float(&[2, 2])),
+                ("begin", Ints(&[0, 1])),
+                ("end", Ints(&[2, 3])),
+                ("stride", Ints(&[1, 1])),
+            ],
+        ),
+        ("slice_by_size", &[("x", Float(&[3, 4])), ("begin", Ints(&[0, -1])), ("size", Ints(&[-1, 1]))]),
+        ("split", &[("x", Float(&[3, 4])), ("split_sizes", Ints(&[1, 3])), ("axis", Int(1))]),
+        ("sliding_windows", &[("x", Float(&[3, 4])), ("axis", Int(0)), ("size", Int(2)), ("stride", Int(1))]),
+        ("gather", &[("x", Float(&[2, 3, 4])), ("indices", Ints(&[1, 0])), ("axis", Int(2)), ("batch_dims", Int(1))]),
+        ("scatter_nd", &[("data", Float(&[3])), ("indices", Code(DType::I32, &[2, 1])), ("updates", Float(&[2]))]),
+        ("pad", &[("x", Float(&[3, 4])), ("pad", Ints(&[1, 2])), ("mode", Word("reflect"))]),
+        ("pixel_shuffle", &[("x", Float(&[1, 8, 2, 3])), ("upscale_factor", Int(2))]),
+        ("space_to_depth", &[("x", Float(&[1, 2, 2, 4])), ("block_size", Int(2))]),
+        (
+            "constexpr_lut_to_dense",
+            &[("indices", Code(DType::U2, &[4, 6])), ("lut", Float(&[2, 1, 4, 3])), ("vector_axis", Int(-1))],
+        ),
+        (
+            "constexpr_lut_to_dense",
+            &[("indices", Code(DType::U8, &[2])), ("lut", Float(&[4])), ("shape", Ints(&[2, 3]))],
+        ),
+        (
+            "constexpr_lut_to_sparse",
+            &[
+                ("indices_mask", Code(DType::U1, &[2, 2])),
+                ("indices_nonzero_data", Code(DType::U1, &[2])),
+                ("lut", Float(&[1, 1, 2, 1])),
+            ],
+        ),
+        (
+            "constexpr_blockwise_shift_scale",
+            &[("data", Code(DType::I4, &[4, 6])), ("scale", Float(&[2, 3])), ("offset", Code(DType::I4, &[2, 3]))],
+        ),
+        (
+            "constexpr_affine_dequantize",
+            &[
+                ("quantized_data", Code(DType::U8, &[2, 3])),
+                ("zero_point", Code(DType::U8, &[3])),
+                ("scale", Float(&[3])),
+                ("axis", Int(1)),
+            ],
+        ),
+        (
+            "quantize",
+            &[("input", Float(&[2, 3])), ("scale", Float(&[2])), ("axis", Int(0)), ("output_dtype", Word("int8"))],
+        ),
+        (
+            "lstm",
+            &[
+                ("x", Float(&[2, 1, 3])),
+                ("initial_h", Float(&[1, 2])),
+                ("initial_c", Float(&[1, 2])),
+                ("weight_ih", Float(&[8, 3])),
+                ("weight_hh", Float(&[8, 2])),
+                ("direction", Word("reverse")),
+            ],
+        ),
+    ]
+};
+
+/// An example with one of its arguments replaced by something else, now and then none or two.
+fn altered(random: &mut Random, example: &[(&'static str, Of)]) -> Entries {
+    let large = [-1, 0, 1, 2, 5, -7, 1 << 41, i64::MAX, i64::MIN];
+    let (one, two) = (random.below(example.len() + 1), random.below(3 * example.len()));
+    let mut out: Entries = Vec::new();
+    for (i, (name, of)) in example.iter().enumerate() {
+        let alter = i == one || i == two;
+        let info: Value = match of {
+            Of::Ints(values) => {
+                let at = random.below(values.len());
+                let mut values = values.to_vec();
+                values[at] = if alter { random.one_of(&large) } else { values[at] };
+                Value::from(values)
+            }
+            Of::Int(_) if alter => Tensor::scalar(random.one_of(&large)).into(),
+            Of::Int(value) => Tensor::scalar(*value).into(),
+            Of::Word(_) if alter => random.one_of(&["valid", "same", "same_lower", "replicate", "uint8", ""]).into(),
+            Of::Word(word) => (*word).into(),
+            Of::Float(_) | Of::Code(..) if alter => random.tensor(&[]).into(),
+            Of::Float(shape) => Tensor::from_f64(DType::F32, *shape, vec![0.5; shape.iter().product()]).unwrap().into(),
+            Of::Code(dtype, shape) => {
+                let values: Vec<i64> = (0..shape.iter().product::<usize>() as i64).map(|i| i % 2).collect();
+                Tensor::from_i64(*dtype, *shape, &values).unwrap().into()
+            }
+        };
+        out.push((name, vec![ArgInfo::known(info)]));
+    }
+    out
+}
+
+/// Whether the operation answers; a panic is reported with the arguments.
+fn answers(random: &mut Random, op: &dyn Op, entries: Entries) -> bool {
+    let open: Entries =
+        entries.iter().map(|(n, infos)| (*n, infos.iter().map(|i| random.forget(i)).collect())).collect();
+    let result = catch_unwind(AssertUnwindSafe(|| {
+        let _ = op.infer(&Args::new(op, open));
+        let args = Args::new(op, entries.clone());
+        op.infer(&args).is_ok() && op.eval(&args).is_ok()
+    }));
+    result.unwrap_or_else(|_| panic!("{} panicked on {entries:?}", op.name()))
+}
+
 #[test]
 fn no_argument_makes_an_operation_panic() {
     let mut random = Random(0x9e37_79b9_7f4a_7c15);
     let mut answered = 0;
     for op in OPS {
-        for case in 0..600 {
+        for _ in 0..600 {
             let entries = entries(&mut random, *op);
-            let open: Entries =
-                entries.iter().map(|(n, infos)| (*n, infos.iter().map(|i| random.forget(i)).collect())).collect();
-            let result = catch_unwind(AssertUnwindSafe(|| {
-                let _ = op.infer(&Args::new(*op, open));
-                let args = Args::new(*op, entries.clone());
-                op.infer(&args).is_ok() && op.eval(&args).is_ok()
-            }));
-            match result {
-                Ok(done) => answered += usize::from(done),
-                Err(_) => panic!("{} panicked in case {case} on {entries:?}", op.name()),
-            }
+            answered += usize::from(answers(&mut random, *op, entries));
         }
     }
     assert!(answered > OPS.len() * 10, "only {answered} calls were answered, the arguments are too absurd");
+}
+
+#[test]
+fn no_argument_out_of_place_makes_an_operation_panic() {
+    let mut random = Random(0x2545_f491_4f6c_dd1d);
+    for (name, example) in EXAMPLES {
+        let op = super::find(name).unwrap();
+        let cases = 400;
+        let answered = (0..cases).filter(|_| {
+            let entries = altered(&mut random, example);
+            answers(&mut random, op, entries)
+        });
+        let answered = answered.count();
+        assert!((1..cases).contains(&answered), "{name} answered {answered} of {cases}, expected some and not all");
+    }
 }
