@@ -61,9 +61,9 @@ fn cached_functions_continue_a_golden_text_greedily() {
         let converted = convert(&checkpoint, &options).unwrap();
         let mut session = Session::new(&converted.program, options.kv_cache);
         let mut logits = session.prefill(&expected[..prompt], 5);
-        for i in prompt..expected.len() {
+        for (i, expected) in expected.iter().enumerate().skip(prompt) {
             let best = (0..logits.len()).max_by(|&a, &b| logits[a].total_cmp(&logits[b])).unwrap() as i64;
-            assert_eq!(best, expected[i], "{name}: token {i}");
+            assert_eq!(best, *expected, "{name}: token {i}");
             logits = session.decode(best, i);
         }
     }

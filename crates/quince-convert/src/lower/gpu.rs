@@ -23,7 +23,7 @@
 
 use super::attention::attention;
 use super::{ComputeUnits, Precision, Rule, Target, Writer};
-use quince_mil::{Args, DType, Input, Operation, Result, Var, bail};
+use quince_mil::{Args, DType, Dim, Input, Operation, Result, Var, bail};
 
 /// The target.
 pub(super) const GPU: Target = Target {
@@ -35,7 +35,8 @@ pub(super) const GPU: Target = Target {
 const RULES: &[(&str, Rule)] = &[
     ("attention", attention),
     ("embedding", embedding),
-    ("logits", logits),
+    ("linear", linear),
+    ("logits", linear),
     ("rms_norm", rms_norm),
     ("rope", rope),
     ("split_heads", split_heads),
@@ -46,13 +47,16 @@ fn embedding(w: &mut Writer, operation: &Operation, _: &Args) -> Result<Var> {
     w.gather(&operation.name, table, ids)
 }
 
-fn logits(w: &mut Writer, operation: &Operation, _: &Args) -> Result<Var> {
+/// `linear` and `logits`. Core ML's own converter writes a bias of zeros where there is none, and so do we: readers that
+/// take defaults for given find what they expect.
+fn linear(w: &mut Writer, operation: &Operation, args: &Args) -> Result<Var> {
     let (x, weight) = (w.input(operation, "x")?, w.input(operation, "weight")?);
-    let mut inputs: Vec<(&str, Input)> = vec![("x", x.into()), ("weight", weight.into())];
-    if let Some(bias) = w.optional_input(operation, "bias")? {
-        inputs.push(("bias", bias.into()));
-    }
-    w.op("linear", &operation.name, &inputs)
+    let bias = match (w.optional_input(operation, "bias")?, args.shape("weight")?) {
+        (Some(bias), _) => bias,
+        (None, [Dim::Fixed(outputs), _]) => w.zeros(*outputs)?,
+        (None, other) => bail!("found a weight of shape {other:?}, expected [O, I]"),
+    };
+    w.op("linear", &operation.name, &[("x", x.into()), ("weight", weight.into()), ("bias", bias.into())])
 }
 
 fn rms_norm(w: &mut Writer, operation: &Operation, args: &Args) -> Result<Var> {

@@ -7,16 +7,17 @@ use super::{FunctionKind, FunctionSpec, Length, LogitsOf, Rule, Settings};
 use crate::semantic::{Semantic, lengths};
 use quince_mil::op::ArgInfo;
 use quince_mil::{
-    Arg, Args, Builder, DType, Dim, Error, Flexibility, Function, Input, Operation, Opset, Result, TensorType, Value,
-    ValueType, Var, Weight, bail, verify,
+    Arg, Args, Builder, DType, Dim, Error, Flexibility, Function, Input, Operation, Opset, Result, Tensor, TensorType,
+    Value, ValueType, Var, Weight, bail, verify,
 };
 use std::collections::{HashMap, HashSet};
 
-/// What the functions of one program share, so that it is stored once: converted weights and rotary tables.
+/// What the functions of one program share, so that it is stored once: converted weights, rotary tables, zeros.
 #[derive(Default)]
 pub(super) struct Shared {
     weights: HashMap<(usize, usize), Weight>,
     pub tables: Vec<super::positions::RotaryTable>,
+    zeros: HashMap<usize, Weight>,
 }
 
 /// Writes one function of a lowered program. Rules append operations with [`Writer::op`] and ask for the arguments of
@@ -142,9 +143,18 @@ impl<'a> Writer<'a> {
         self.builder.weight(weight)
     }
 
+    /// A constant of zeros [n], in the floating-point type of the program.
+    pub(super) fn zeros(&mut self, n: usize) -> Result<Var> {
+        if !self.shared.zeros.contains_key(&n) {
+            let zeros = Tensor::zeros(self.dtype(), [n])?;
+            self.shared.zeros.insert(n, Weight::from_tensor(&format!("zeros_{n}"), zeros));
+        }
+        Ok(self.builder.weight(&self.shared.zeros[&n]))
+    }
+
     /// A number in the floating-point type of the program.
     pub fn number(&self, value: f32) -> Result<Input> {
-        Ok(quince_mil::Tensor::scalar(value).cast(self.dtype())?.into())
+        Ok(Tensor::scalar(value).cast(self.dtype())?.into())
     }
 
     /// The lowered variable of an argument of a semantic operation; of its last token where no other is needed.
