@@ -35,9 +35,7 @@ impl Op for Gather {
         let (x, indices) = (args.ty("x")?, integers(args, "indices")?);
         let along = axis(args.int("axis")?, x.shape.len())?;
         let batch = batch_dims(args, along.min(indices.len()))?;
-        for i in 0..batch {
-            merge(x.shape[i], indices[i]).map_err(|e| e.at(format!("batch axis {i}")))?;
-        }
+        same_batch(&x.shape, indices, batch)?;
         result(x.dtype, [&x.shape[..along], &indices[batch..], &x.shape[along + 1..]].concat())
     }
 
@@ -77,6 +75,14 @@ fn batch_dims(args: &Args, most: usize) -> Result<usize> {
         Ok(batch) if batch <= most => Ok(batch),
         _ => bail!("found batch_dims {}, expected 0 to {most}", args.int("batch_dims")?),
     }
+}
+
+/// Refuses batch axes that differ.
+fn same_batch(x: &[Dim], indices: &[Dim], batch: usize) -> Result<()> {
+    for (i, (a, b)) in x.iter().zip(indices).take(batch).enumerate() {
+        merge(*a, *b).map_err(|e| e.at(format!("batch axis {i}")))?;
+    }
+    Ok(())
 }
 
 /// Indices counted from the front; an error if one is outside of an axis of this size.
@@ -188,9 +194,7 @@ impl Op for GatherNd {
         let (x, indices) = (args.ty("x")?, integers(args, "indices")?);
         let depth = depth(indices)?;
         let batch = batch_dims(args, x.shape.len().min(indices.len() - 1))?;
-        for i in 0..batch {
-            merge(x.shape[i], indices[i]).map_err(|e| e.at(format!("batch axis {i}")))?;
-        }
+        same_batch(&x.shape, indices, batch)?;
         let Some(rest) = x.shape.get(batch..).and_then(|rest| rest.get(depth..)) else {
             bail!("indices {} name more axes than x {} has", show(indices), show(&x.shape));
         };

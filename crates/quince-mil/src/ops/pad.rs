@@ -131,7 +131,7 @@ fn amounts(args: &Args, rank: usize) -> Result<Vec<(usize, usize)>> {
     let values = args.ints("pad")?;
     let sizes: Vec<usize> = values.iter().filter_map(|&n| usize::try_from(n).ok()).collect();
     let too_large = sizes.iter().any(|&n| n > super::layout::MOST_ELEMENTS);
-    if sizes.len() != values.len() || sizes.len() % 2 != 0 || sizes.len() > 2 * rank || too_large {
+    if sizes.len() != values.len() || !sizes.len().is_multiple_of(2) || sizes.len() > 2 * rank || too_large {
         bail!("found pad {values:?}, expected up to {rank} pairs of sizes");
     }
     let mut out = vec![(0, 0); rank - sizes.len() / 2];
