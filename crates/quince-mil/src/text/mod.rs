@@ -6,7 +6,8 @@
 //! {
 //!     func main<ios18>(tensor<fp16, [1, ?]> x, state<tensor<fp16, [1, 8]>> cache) {
 //!             fp16 one = const()[name = string("one"), val = fp16(0x1p+0)];
-//!             tensor<fp16, [8, 8]> w = const()[name = string("w"), val = tensor<fp16, [8, 8]>(BLOBFILE(path = string("@model_path/weights/weight.bin"), offset = uint64(64)))];
+//!             tensor<fp16, [8, 8]> w = const()[name = string("w"), val = tensor<fp16, [8, 8]>(BLOBFILE(path =
+//!                 string("@model_path/weights/weight.bin"), offset = uint64(64)))];
 //!             tensor<fp16, [1, ?]> y = add(x = x, y = one)[name = string("y")];
 //!         } -> (y);
 //! }
@@ -27,6 +28,7 @@ mod flexible;
 mod lexer;
 mod number;
 mod parse;
+mod parse_value;
 mod print;
 mod weights;
 

@@ -1,12 +1,11 @@
-//! Parses MIL text.
+//! Parses MIL text: tokens, programs, functions, operations. Types and values are in `parse_value.rs`.
 
 use super::lexer::{Lexer, Position, Token};
-use super::{BlobRef, DEFAULT_FUNCTION, Location, OPSETS, flexible, number};
+use super::{BlobRef, DEFAULT_FUNCTION, OPSETS, flexible};
 use crate::{
-    Arg, Block, DType, Dim, Error, Flexibility, Function, FunctionInput, OpKind, Operation, Opset, Program, Result,
-    Tensor, TensorType, Value, ValueType, Var, Weight,
+    Arg, Block, Error, Flexibility, Function, FunctionInput, OpKind, Operation, Opset, Program, Result, Value,
+    ValueType, Var, Weight,
 };
-use quince_tensor::Bytes;
 use std::collections::{BTreeMap, HashMap};
 
 /// How deep types, values and blocks may be nested.
@@ -30,13 +29,13 @@ pub fn parse(text: &str, resolve: &dyn Fn(&BlobRef) -> Result<Weight>) -> Result
     parser.program()
 }
 
-struct Parser<'a> {
+pub(super) struct Parser<'a> {
     lexer: Lexer<'a>,
     /// The token that comes next, and where it is.
-    token: Token<'a>,
-    at: Position,
+    pub(super) token: Token<'a>,
+    pub(super) at: Position,
     depth: usize,
-    resolve: &'a dyn Fn(&BlobRef) -> Result<Weight>,
+    pub(super) resolve: &'a dyn Fn(&BlobRef) -> Result<Weight>,
     /// The function that is being parsed, and its variables that can be used here.
     function: Function,
     scope: HashMap<String, Var>,
@@ -48,13 +47,13 @@ type Attributes = BTreeMap<String, Value>;
 
 /// Tokens.
 impl<'a> Parser<'a> {
-    fn next(&mut self) -> Result<Token<'a>> {
+    pub(super) fn next(&mut self) -> Result<Token<'a>> {
         let (token, at) = self.lexer.next()?;
         self.at = at;
         Ok(std::mem::replace(&mut self.token, token))
     }
 
-    fn wrong<T>(&self, expected: &str) -> Result<T> {
+    pub(super) fn wrong<T>(&self, expected: &str) -> Result<T> {
         Err(Error::new(format!("found {}, expected {expected}", self.token)).at(self.at))
     }
 
@@ -63,7 +62,7 @@ impl<'a> Parser<'a> {
     }
 
     /// Goes past a mark if it comes next.
-    fn eat(&mut self, mark: char) -> Result<bool> {
+    pub(super) fn eat(&mut self, mark: char) -> Result<bool> {
         let found = self.is(mark);
         if found {
             self.next()?;
@@ -71,14 +70,14 @@ impl<'a> Parser<'a> {
         Ok(found)
     }
 
-    fn expect(&mut self, mark: char) -> Result<()> {
+    pub(super) fn expect(&mut self, mark: char) -> Result<()> {
         match self.eat(mark)? {
             true => Ok(()),
             false => self.wrong(&format!("`{mark}`")),
         }
     }
 
-    fn keyword(&mut self, keyword: &str) -> Result<()> {
+    pub(super) fn keyword(&mut self, keyword: &str) -> Result<()> {
         if self.token != Token::Identifier(keyword) {
             return self.wrong(&format!("`{keyword}`"));
         }
@@ -86,7 +85,7 @@ impl<'a> Parser<'a> {
     }
 
     /// An identifier, or a name in quotes.
-    fn name(&mut self, what: &str) -> Result<String> {
+    pub(super) fn name(&mut self, what: &str) -> Result<String> {
         match self.token {
             Token::Identifier(_) | Token::String(_) => match self.next()? {
                 Token::String(name) => Ok(name),
@@ -97,7 +96,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    fn string(&mut self) -> Result<String> {
+    pub(super) fn string(&mut self) -> Result<String> {
         match self.token {
             Token::String(_) => match self.next()? {
                 Token::String(text) => Ok(text),
@@ -108,7 +107,7 @@ impl<'a> Parser<'a> {
     }
 
     /// Items with commas between them up to a closing mark; the opening one is behind us.
-    fn until(&mut self, close: char, mut item: impl FnMut(&mut Self) -> Result<()>) -> Result<()> {
+    pub(super) fn until(&mut self, close: char, mut item: impl FnMut(&mut Self) -> Result<()>) -> Result<()> {
         if self.eat(close)? {
             return Ok(());
         }
@@ -124,7 +123,7 @@ impl<'a> Parser<'a> {
     }
 
     /// One level deeper, so that hostile text cannot exhaust the stack.
-    fn deeper<T>(&mut self, f: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
+    pub(super) fn deeper<T>(&mut self, f: impl FnOnce(&mut Self) -> Result<T>) -> Result<T> {
         if self.depth == MAX_DEPTH {
             return Err(Error::new(format!("nested more than {MAX_DEPTH} deep")).at(self.at));
         }
@@ -351,273 +350,5 @@ impl Parser<'_> {
         let typed = matches!(self.token, Token::Identifier(_))
             && matches!(self.lexer.clone().next()?.0, Token::Mark('(' | '<'));
         Ok(if typed { Arg::Value(self.value()?) } else { Arg::Var(self.variable()?) })
-    }
-}
-
-/// Types.
-impl Parser<'_> {
-    fn ty(&mut self) -> Result<ValueType> {
-        self.deeper(Self::type_here)
-    }
-
-    fn type_here(&mut self) -> Result<ValueType> {
-        let Token::Identifier(name) = self.token else { return self.wrong("a type") };
-        if let Some(dtype) = DType::from_name(name) {
-            self.next()?;
-            return Ok(ValueType::tensor(dtype, &[]));
-        }
-        if !matches!(name, "tensor" | "state" | "list" | "tuple" | "dict" | "string") {
-            return self.wrong("a type");
-        }
-        self.next()?;
-        if name == "string" {
-            return Ok(ValueType::String);
-        }
-        self.expect('<')?;
-        let ty = match name {
-            "tensor" => self.tensor_type()?,
-            "state" => {
-                let at = self.at;
-                match self.ty()? {
-                    ValueType::Tensor(ty) => ValueType::State(ty),
-                    other => return Err(Error::new(format!("found a state of {other}, expected of a tensor")).at(at)),
-                }
-            }
-            "list" => {
-                let element = self.ty()?;
-                self.expect(',')?;
-                ValueType::List(Box::new(element), self.dim()?)
-            }
-            "dict" => {
-                let key = self.ty()?;
-                self.expect(',')?;
-                ValueType::Dictionary(Box::new(key), Box::new(self.ty()?))
-            }
-            _ => {
-                let mut types = Vec::new();
-                self.until('>', |p| {
-                    types.push(p.ty()?);
-                    Ok(())
-                })?;
-                return Ok(ValueType::Tuple(types));
-            }
-        };
-        self.expect('>')?;
-        Ok(ty)
-    }
-
-    /// What stands inside of `tensor<...>`.
-    fn tensor_type(&mut self) -> Result<ValueType> {
-        let at = self.at;
-        let dtype = match self.token {
-            Token::Identifier("string") => None,
-            Token::Identifier(name) if DType::from_name(name).is_some() => DType::from_name(name),
-            _ => return self.wrong("an element type"),
-        };
-        self.next()?;
-        self.expect(',')?;
-        self.expect('[')?;
-        let mut shape = Vec::new();
-        self.until(']', |p| {
-            shape.push(p.dim()?);
-            Ok(())
-        })?;
-        match dtype {
-            Some(dtype) => Ok(TensorType { dtype, shape }.into()),
-            None if shape.is_empty() => Ok(ValueType::String),
-            None => Err(Error::new("found a tensor of strings, expected a single string").at(at)),
-        }
-    }
-
-    fn dim(&mut self) -> Result<Dim> {
-        if self.eat('?')? {
-            return Ok(Dim::Unknown);
-        }
-        match self.token {
-            Token::Number(text) => match text.parse() {
-                Ok(size) => self.next().map(|_| Dim::Fixed(size)),
-                Err(_) => self.wrong("a size"),
-            },
-            _ => self.wrong("a size or `?`"),
-        }
-    }
-}
-
-/// Values.
-impl Parser<'_> {
-    /// A value behind its type: `fp16(0x1p+0)`.
-    fn value(&mut self) -> Result<Value> {
-        let ty = self.ty()?;
-        self.expect('(')?;
-        let value = self.literal(&ty)?;
-        self.expect(')')?;
-        Ok(value)
-    }
-
-    fn literal(&mut self, ty: &ValueType) -> Result<Value> {
-        self.deeper(|p| match ty {
-            ValueType::Tensor(ty) => p.tensor(ty),
-            ValueType::String => p.string().map(Value::String),
-            ValueType::List(element, length) => {
-                let at = p.at;
-                p.expect('[')?;
-                let mut values = Vec::new();
-                p.until(']', |p| {
-                    values.push(p.literal(element)?);
-                    Ok(())
-                })?;
-                match length.fits(Dim::Fixed(values.len())) {
-                    true => Ok(Value::List((**element).clone(), values)),
-                    false => Err(Error::new(format!("found {} values, expected {length}", values.len())).at(at)),
-                }
-            }
-            ValueType::Tuple(types) => p.tuple(types),
-            ValueType::Dictionary(key, value) => {
-                p.expect('{')?;
-                let mut pairs = Vec::new();
-                p.until('}', |p| {
-                    p.expect('{')?;
-                    let first = p.literal(key)?;
-                    p.expect(',')?;
-                    pairs.push((first, p.literal(value)?));
-                    p.expect('}')
-                })?;
-                Ok(Value::Dictionary((**key).clone(), (**value).clone(), pairs))
-            }
-            ValueType::State(_) => p.wrong("no value, for a state has none"),
-        })
-    }
-
-    fn tuple(&mut self, types: &[ValueType]) -> Result<Value> {
-        self.expect('(')?;
-        let mut values = Vec::new();
-        for (i, ty) in types.iter().enumerate() {
-            if i > 0 {
-                self.expect(',')?;
-            }
-            values.push(self.literal(ty)?);
-        }
-        self.expect(')')?;
-        Ok(Value::Tuple(values))
-    }
-
-    fn tensor(&mut self, ty: &TensorType) -> Result<Value> {
-        let at = self.at;
-        let location = match self.token {
-            Token::Identifier("BLOBFILE") => self.file()?,
-            Token::Identifier("WEIGHT") => {
-                self.next()?;
-                self.expect('(')?;
-                let name = self.string()?;
-                self.expect(')')?;
-                Location::Name(name)
-            }
-            _ => return self.elements(ty),
-        };
-        let weight = (self.resolve)(&BlobRef { location, ty: ty.clone() }).map_err(|e| e.at(at))?;
-        let found = TensorType::fixed(weight.dtype(), weight.shape());
-        match ty.fits(&found) {
-            true => Ok(weight.into()),
-            false => Err(Error::new(format!("found a weight of type {found}, expected {ty}")).at(at)),
-        }
-    }
-
-    fn file(&mut self) -> Result<Location> {
-        self.next()?;
-        self.expect('(')?;
-        self.keyword("path")?;
-        self.expect('=')?;
-        let at = self.at;
-        let path = self.value()?;
-        self.expect(',')?;
-        self.keyword("offset")?;
-        self.expect('=')?;
-        let offset = self.value()?;
-        self.expect(')')?;
-        let offset = offset.tensor().and_then(|t| t.to_i64());
-        match (path, offset.as_deref()) {
-            (Value::String(path), Ok(&[offset])) if offset >= 0 => Ok(Location::File { path, offset: offset as u64 }),
-            _ => Err(Error::new("expected a string as path and one integer as offset").at(at)),
-        }
-    }
-
-    fn elements(&mut self, ty: &TensorType) -> Result<Value> {
-        let at = self.at;
-        let mut elements = Elements { dtype: ty.dtype, ints: Vec::new(), floats: Vec::new() };
-        let mut shape: Vec<Option<usize>> = ty.shape.iter().map(|dim| dim.fixed()).collect();
-        // The text of a tensor without elements ends at its first empty axis.
-        let empty = shape.contains(&Some(0));
-        self.axis(0, &mut shape, empty, &mut elements)?;
-        let shape = shape.into_iter().map(|size| size.unwrap_or(0)).collect();
-        elements.tensor(shape).map(Value::from).map_err(|e| e.at(at))
-    }
-
-    /// The elements along an axis and the axes after it. What is not known of the shape is learnt here.
-    fn axis(&mut self, i: usize, shape: &mut Vec<Option<usize>>, empty: bool, elements: &mut Elements) -> Result<()> {
-        if i == shape.len() {
-            return self.element(elements);
-        }
-        let (at, mut count) = (self.at, 0);
-        self.expect('[')?;
-        self.deeper(|p| {
-            p.until(']', |p| {
-                count += 1;
-                p.axis(i + 1, shape, empty, elements)
-            })
-        })?;
-        match shape[i] {
-            None => shape[i] = Some(count),
-            Some(size) if size == count || (empty && count == 0) => {}
-            Some(size) => return Err(Error::new(format!("found {count} elements, expected {size}")).at(at)),
-        }
-        Ok(())
-    }
-
-    fn element(&mut self, elements: &mut Elements) -> Result<()> {
-        let text = match self.token {
-            Token::Number(text) | Token::Identifier(text) => text,
-            _ => return self.wrong("a number"),
-        };
-        match elements.push(text) {
-            Some(()) => self.next().map(drop),
-            None => self.wrong(&format!("a value of type {}", elements.dtype)),
-        }
-    }
-}
-
-/// The elements of a tensor as they are read; integers, truth values and codes in one vector, floats in the other.
-struct Elements {
-    dtype: DType,
-    ints: Vec<i64>,
-    floats: Vec<f64>,
-}
-
-impl Elements {
-    /// Adds what is written, or says that it is no element of the type.
-    fn push(&mut self, text: &str) -> Option<()> {
-        match self.dtype {
-            DType::Bool => self.ints.push(i64::from(text.parse::<bool>().ok()?)),
-            DType::F8E4M3FN | DType::F8E5M2 => self.ints.push(i64::from(text.parse::<u8>().ok()?)),
-            // The bits are kept; they are the same as a signed number.
-            DType::U64 => self.ints.push(text.parse::<u64>().ok()? as i64),
-            dtype if dtype.is_float() => self.floats.push(number::parse(text)?),
-            dtype => {
-                let (low, high) = dtype.int_range()?;
-                self.ints.push(text.parse::<i64>().ok().filter(|v| (low..=high).contains(v))?);
-            }
-        }
-        Some(())
-    }
-
-    fn tensor(self, shape: Vec<usize>) -> Result<Tensor> {
-        match self.dtype {
-            DType::Bool => Tensor::from_bools(shape, &self.ints.iter().map(|&v| v != 0).collect::<Vec<bool>>()),
-            DType::F8E4M3FN | DType::F8E5M2 => {
-                let codes: Vec<u8> = self.ints.iter().map(|&v| v as u8).collect();
-                Tensor::new(self.dtype, shape, Bytes::from_vec(codes))
-            }
-            dtype if dtype.is_float() => Tensor::from_f64(dtype, shape, self.floats),
-            dtype => Tensor::from_i64(dtype, shape, &self.ints),
-        }
     }
 }
