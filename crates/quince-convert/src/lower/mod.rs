@@ -195,10 +195,13 @@ pub fn lower(semantic: &Semantic, target: &Target, settings: &Settings, function
     Ok(program)
 }
 
+/// The longest context, in tokens: a function holds a constant of that many positions.
+pub const MAX_CONTEXT: usize = 1 << 24;
+
 fn check(settings: &Settings, functions: &[FunctionSpec]) -> Result<()> {
     let context = settings.context;
-    if context == 0 || i32::try_from(context).is_err() {
-        bail!("found a context of {context} tokens, expected 1 to 2^31 - 1");
+    if context == 0 || context > MAX_CONTEXT {
+        bail!("found a context of {context} tokens, expected 1 to {MAX_CONTEXT}");
     }
     for spec in functions {
         let tokens = match spec.kind {

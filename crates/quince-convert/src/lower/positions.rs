@@ -3,7 +3,10 @@
 use super::writer::Writer;
 use super::{FunctionKind, KvCache, Length};
 use quince_mil::{DType, Input, Result, Tensor, Var, Weight};
+use quince_tensor::WeightSource;
 use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
 
 /// What a function has written so far.
 pub(super) struct Positions {
@@ -116,7 +119,7 @@ impl Writer<'_> {
             self.shared.tables.iter().position(|table| table.frequencies == frequencies && table.scaling == scaling);
         let index = known.unwrap_or(self.shared.tables.len());
         if known.is_none() {
-            let table = RotaryTable::new(frequencies, scaling, self.settings.context, self.dtype(), index)?;
+            let table = RotaryTable::new(frequencies, scaling, self.settings.context, self.dtype(), index);
             self.shared.tables.push(table);
         }
         if let Some(vars) = self.positions.rotary.get(&index) {
@@ -161,23 +164,35 @@ fn count(n: usize) -> Vec<i32> {
 }
 
 impl RotaryTable {
-    fn new(frequencies: &[f32], scaling: f32, context: usize, dtype: DType, index: usize) -> Result<RotaryTable> {
-        let angles = (0..context).flat_map(|p| frequencies.iter().map(move |f| p as f64 * f64::from(*f)));
-        let (mut cos, mut sin) = (Vec::new(), Vec::new());
-        for angle in angles {
-            cos.push((angle.cos() * f64::from(scaling)) as f32);
-            sin.push((angle.sin() * f64::from(scaling)) as f32);
-        }
-        let weight = |name: &str, values: Vec<f32>| -> Result<Weight> {
+    fn new(frequencies: &[f32], scaling: f32, context: usize, dtype: DType, index: usize) -> RotaryTable {
+        let table = |name: &str, function: fn(f64) -> f64| {
             let name = if index == 0 { name.to_owned() } else { format!("{name}_{index}") };
-            let tensor = Tensor::from_f32(dtype, [context, frequencies.len()], values)?;
-            Ok(Weight::from_tensor(&name, tensor))
+            let source = Angles { frequencies: frequencies.to_vec(), scaling, context, dtype, function };
+            Weight::new(&name, dtype, &[context, frequencies.len()], Arc::new(source))
         };
-        Ok(RotaryTable {
-            frequencies: frequencies.to_vec(),
-            scaling,
-            cos: weight("rope_cos", cos)?,
-            sin: weight("rope_sin", sin)?,
-        })
+        let (cos, sin) = (table("rope_cos", f64::cos), table("rope_sin", f64::sin));
+        RotaryTable { frequencies: frequencies.to_vec(), scaling, cos, sin }
+    }
+}
+
+/// Computes rows of a rotary table when they are asked for, as a long context makes a large table.
+struct Angles {
+    frequencies: Vec<f32>,
+    scaling: f32,
+    context: usize,
+    dtype: DType,
+    function: fn(f64) -> f64,
+}
+
+impl WeightSource for Angles {
+    fn load(&self) -> Result<Tensor> {
+        self.rows(0..self.context)
+    }
+
+    fn rows(&self, rows: Range<usize>) -> Result<Tensor> {
+        let shape = [rows.len(), self.frequencies.len()];
+        let angles = rows.flat_map(|p| self.frequencies.iter().map(move |f| p as f64 * f64::from(*f)));
+        let values = angles.map(|angle| ((self.function)(angle) * f64::from(self.scaling)) as f32);
+        Tensor::from_f32(self.dtype, shape, values.collect())
     }
 }

@@ -188,7 +188,8 @@ impl<'a> Writer<'a> {
         let Some(shape) = self.builder.ty(lowered).as_tensor().and_then(TensorType::dims) else {
             bail!("found the type {}, expected known sizes", self.builder.ty(lowered));
         };
-        let begin: Vec<usize> = (0..shape.len()).map(|axis| if axis == 1 { shape[1] - 1 } else { 0 }).collect();
+        let before_last = |(axis, size): (usize, &usize)| if axis == 1 { size.saturating_sub(1) } else { 0 };
+        let begin: Vec<usize> = shape.iter().enumerate().map(before_last).collect();
         let last = self.slice(&name, lowered, &begin, &shape)?;
         self.last.insert(var, last);
         Ok(last)
