@@ -102,10 +102,16 @@ impl Options {
         }
         let unused = |given: Option<usize>, name| given.is_some() && !names.contains(&name);
         if unused(self.length, FunctionName::Full) {
-            bail!("a length is given, but not the function `full` that it is for"; hint: "add `full` to the functions");
+            bail!(
+                "a length is given, but not the function `full` that it is for";
+                hint: "add `full` to the functions"
+            );
         }
         if unused(self.prefill_length, FunctionName::Init) {
-            bail!("a prefill length is given, but not the function `init` that it is for"; hint: "add `init` to the functions");
+            bail!(
+                "a prefill length is given, but not the function `init` that it is for";
+                hint: "add `init` to the functions"
+            );
         }
         Ok(names)
     }
