@@ -55,6 +55,9 @@ pub fn refused(what: &str, path: &std::path::Path, error: &std::io::Error) -> Er
     match error.kind() {
         std::io::ErrorKind::StorageFull => found.hint("free some space, or write to another disk"),
         std::io::ErrorKind::PermissionDenied => found.hint("choose a place that you may write to"),
+        std::io::ErrorKind::NotFound if what.starts_with("create") => {
+            found.hint("the directory around it is not there: make it first")
+        }
         _ => found,
     }
 }

@@ -193,8 +193,8 @@ impl<'a> Cursor<'a> {
 
     fn expect(&mut self, token: &str) -> Result<()> {
         if !self.take(token) {
-            let found: String = self.rest.trim_start().chars().take(20).collect();
-            bail!("header: found `{}`, expected `{token}`", found.escape_debug());
+            let found: String = self.rest.trim_start().chars().take(20).filter(|c| !c.is_control()).collect();
+            bail!("header: found `{found}`, expected `{token}`");
         }
         Ok(())
     }
@@ -340,7 +340,11 @@ mod tests {
             (good, 5, "found 5 bytes or more, expected 4 for fp32 of shape [1]"),
             ("{'descr': '>f4', 'fortran_order': False, 'shape': (1,), }", 4, "found the big-endian"),
             ("{'descr': '<c8', 'fortran_order': False, 'shape': (1,), }", 8, "found the element type `<c8`"),
-            ("{'descr': '<f4', 'fortran_order': 1, 'shape': (1,), }", 4, "header: found `1, 'shape': (1,), }`"),
+            (
+                "{'descr': '<f4', 'fortran_order': 1, 'shape': (1,), }",
+                4,
+                "header: found `1, 'shape': (1,), }`, expected `False`",
+            ),
             ("{'descr': '<f4', 'shape': (1,), }", 4, "found a header without one of"),
             ("{'descr': '<f4', 'fortran_order': False, 'shape': (-1,), }", 4, "header: found a shape"),
             ("{'descr': '<f8', 'fortran_order': False, 'shape': (9223372036854775807, 4), }", 4, "found the shape"),

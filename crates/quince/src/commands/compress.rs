@@ -52,7 +52,8 @@ pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
     let bundle = Bundle::open(&args.package)?;
     let mut package = bundle.read_package()?;
     compression::warnings(&config).iter().for_each(|warning| console.note(&format!("warning: {warning}")));
-    let report = compress(&mut package.program, &config).map_err(|e| e.at(args.package.display()))?;
+    let report = compress(&mut package.program, &config)
+        .map_err(|e| e.at(args.package.display()).hint("weights that are compressed already stay as they are"))?;
     match bundle.manifest() {
         None => drop(bundling::write_package(&package, &args.output, console)?),
         Some(manifest) => {

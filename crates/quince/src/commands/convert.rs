@@ -192,11 +192,7 @@ fn describe(package: &mut Package, converted: &Converted) {
 }
 
 fn cache_layout(converted: &Converted) -> Option<CacheLayout> {
-    let kind = match converted.settings.kv_cache {
-        KvCache::State => "state",
-        KvCache::Io => "io",
-        KvCache::None => return None,
-    };
+    let kind = report::cache_kind(converted)?;
     let prefill_length = converted.functions.iter().find_map(|function| match function.kind {
         FunctionKind::Cached { tokens, .. } if tokens > 1 => Some(tokens),
         _ => None,

@@ -73,6 +73,16 @@ struct Left {
     reason: String,
 }
 
+/// What carries the KV cache, if a function has one.
+pub fn cache_kind(converted: &Converted) -> Option<&'static str> {
+    let cached = converted.functions.iter().any(|function| matches!(function.kind, FunctionKind::Cached { .. }));
+    match converted.settings.kv_cache {
+        KvCache::State if cached => Some("state"),
+        KvCache::Io if cached => Some("io"),
+        _ => None,
+    }
+}
+
 impl Report {
     /// What is known before the package is written.
     pub fn new(
@@ -90,12 +100,10 @@ impl Report {
                 FunctionKind::Cached { tokens, .. } => Some(tokens),
             },
         });
-        let (kv_cache, copies) = match converted.settings.kv_cache {
-            KvCache::State => ("state", 1),
-            KvCache::Io => ("io", 1),
-            KvCache::None => ("none", 0),
-        };
+        let kv_cache = cache_kind(converted);
         let g = converted.kv_geometry;
+        // Keys and values, two bytes for an element.
+        let cache_bytes = 4 * (g.layers * g.kv_heads * g.head_dim * g.context) as u64;
         let components =
             stored::parts(&stored::weights(&converted.program)).into_iter().map(|(name, part)| Component {
                 name,
@@ -109,9 +117,8 @@ impl Report {
             parameters: checkpoint.parameters(),
             functions: functions.collect(),
             context: g.context,
-            kv_cache,
-            // Keys and values, two bytes for an element.
-            kv_cache_bytes: copies * 4 * (g.layers * g.kv_heads * g.head_dim * g.context) as u64,
+            kv_cache: kv_cache.unwrap_or("none"),
+            kv_cache_bytes: if kv_cache.is_some() { cache_bytes } else { 0 },
             checkpoint_bytes: checkpoint.byte_len(),
             model_bytes: 0,
             weight_bytes: 0,
@@ -160,14 +167,12 @@ impl Report {
             None => format!("{} (any number of tokens)", f.name),
         };
         let functions: Vec<String> = self.functions.iter().map(tokens).collect();
-        text += &format!(
-            "\n{}: {}, context {}, KV cache {} ({})\n",
-            self.output,
-            functions.join(", "),
-            self.context,
-            self.kv_cache,
-            units::bytes(self.kv_cache_bytes)
-        );
+        let (output, functions, context) = (&self.output, functions.join(", "), self.context);
+        text += &format!("\n{output}: {functions}, context {context}");
+        text += &match self.kv_cache_bytes {
+            0 => ", no KV cache\n".to_string(),
+            bytes => format!(", KV cache {} ({})\n", self.kv_cache, units::bytes(bytes)),
+        };
         text += &format!(
             "{} of checkpoint became {} of weights in {:.1} s\n",
             units::bytes(self.checkpoint_bytes),
