@@ -10,7 +10,7 @@ const HELP: &str = "\
 cargo xtask COMMAND
 
   ci      what must pass before a change goes in: format, lints, all tests, tidy
-  tidy    the rules of STYLE.md that a program can check
+  tidy    the rules of ARCHITECTURE.md that a program can check
   bless   rewrites what tests expect (tests/cli, docs/commands.md); review the difference as code
 ";
 

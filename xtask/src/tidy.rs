@@ -1,4 +1,4 @@
-//! The rules of STYLE.md that a program can check. A finding names the file, the line and the rule.
+//! The rules of ARCHITECTURE.md that a program can check. A finding names the file, the line and the rule.
 
 use crate::source::{self, Source};
 use std::collections::{BTreeMap, BTreeSet};
@@ -13,7 +13,7 @@ const MAX_FILE: usize = 600;
 /// Where exceptions are listed: `PATH LINES` for a file, `PATH NAME LINES` for a function. They only shrink.
 const EXCEPTIONS: &str = "xtask/tidy.exceptions";
 
-/// Which crate may import which, as in STYLE.md (a); what those rest on may be imported too.
+/// Which crate may import which, as ARCHITECTURE.md has it; what those rest on may be imported too.
 const ARROWS: &[(&str, &[&str])] = &[
     ("quince-tensor", &[]),
     ("quince-mil", &["quince-tensor"]),
@@ -112,7 +112,7 @@ fn arrows(root: &Path) -> Result<Vec<String>> {
         let name = directory.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         let Ok(manifest) = fs::read_to_string(directory.join("Cargo.toml")) else { continue };
         let Some((crate_name, _)) = ARROWS.iter().find(|(known, _)| *known == name) else {
-            findings.push(format!("crates/{name}: the crate is not in the table of STYLE.md (a)"));
+            findings.push(format!("crates/{name}: the crate is not in the table of crates of ARCHITECTURE.md"));
             continue;
         };
         let allowed = below(crate_name);

@@ -14,6 +14,7 @@ use quince_checkpoint::Checkpoint;
 use quince_compress::compress;
 use quince_convert::lower::{FunctionKind, KvCache, LogitsOf, Precision};
 use quince_convert::{Converted, FunctionName, Options, convert};
+use quince_mil::Program;
 use quince_mlpackage::Package;
 use quince_runtime::{Bundle, CacheLayout, Suite, Validation};
 pub use report::Compression;
@@ -149,7 +150,8 @@ pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
         }
         false => {
             let staged = Staged::create(&args.output, existing)?;
-            let draft = Draft::of_checkpoint(&checkpoint, converted.semantic.architecture, cache_layout(&converted))?;
+            let cache = cache_layout(&converted, &package.program);
+            let draft = Draft::of_checkpoint(&checkpoint, converted.semantic.architecture, cache)?;
             let (written, mut manifest) = bundling::write_bundle(&package, draft, staged.path(), console)?;
             report.wrote(written);
             let validation = validation(args, &checkpoint, staged.path(), console)?;
@@ -191,16 +193,17 @@ fn describe(package: &mut Package, converted: &Converted) {
     package.metadata.user_defined.extend(own.map(|(key, value)| (key.to_string(), value.to_string())));
 }
 
-fn cache_layout(converted: &Converted) -> Option<CacheLayout> {
+fn cache_layout(converted: &Converted, program: &Program) -> Option<CacheLayout> {
     let kind = report::cache_kind(converted)?;
     let prefill_length = converted.functions.iter().find_map(|function| match function.kind {
         FunctionKind::Cached { tokens, .. } if tokens > 1 => Some(tokens),
         _ => None,
     });
     let geometry = converted.kv_geometry;
+    let dtype = report::cache_types(program).first()?.dtype;
     Some(CacheLayout {
         kind: kind.to_string(),
-        dtype: "fp16".to_string(),
+        dtype: dtype.name().to_string(),
         layers: geometry.layers,
         kv_heads: geometry.kv_heads,
         head_dim: geometry.head_dim,
