@@ -28,7 +28,7 @@ pub use generate::{ContextFull, Event, FinishReason, GenerateOptions, Generation
 pub use model::{Decoder, Route};
 pub use perplexity::{TextPerplexity, Windows, perplexity};
 pub use python::Moment;
-pub use reference::{Continuation, Reference};
+pub use reference::{Continuation, Propose, Reference};
 pub use sampler::{Sampler, SamplerOptions};
 pub use tokenizer::{SpecialTokens, Tokenizer};
 pub use validate::{Divergence, Progress, Prompt, Suite, Thresholds, Transcript, Validation, validate};

@@ -23,6 +23,9 @@ pub struct Continuation {
     pub logits: Vec<Vec<f32>>,
 }
 
+/// Continues a text by so many tokens, or fewer.
+pub type Propose<'a> = dyn FnMut(&[u32], usize) -> Result<Vec<u32>> + 'a;
+
 impl Reference {
     /// A reference from a program with a function of `input_ids` [1, S] to `logits` [1, S, V]: the semantic program of a
     /// checkpoint, or any other. It is computed in f32 on `threads` threads, 0 for as many as there are cores.
@@ -56,12 +59,7 @@ impl Reference {
     ///
     /// # Errors
     /// An empty prompt, or more tokens than the reference takes; what the engine or `propose` reports.
-    pub fn continuation(
-        &mut self,
-        prompt: &[u32],
-        count: usize,
-        propose: &mut dyn FnMut(&[u32], usize) -> Result<Vec<u32>>,
-    ) -> Result<Continuation> {
+    pub fn continuation(&mut self, prompt: &[u32], count: usize, propose: &mut Propose<'_>) -> Result<Continuation> {
         if prompt.is_empty() {
             bail!("prompt: found no token, expected at least one");
         }

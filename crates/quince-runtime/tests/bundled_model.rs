@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use quince_checkpoint::Checkpoint;
+use quince_compress::{Nbits, OptimizationConfig, PaletteMode, Scheme, compress};
 use quince_convert::lower::{KvCache, LogitsOf, Precision};
 use quince_convert::{FunctionName, Options, convert, semantic};
 use quince_engine::Engine;
@@ -132,6 +133,19 @@ fn half_precision_is_valid() {
     let psnr = validation.report.get("logits_psnr").unwrap().value;
     assert!(psnr > 50.0 && psnr.is_finite(), "{psnr}");
     assert!(validation.report.get("cached_full_psnr").is_some());
+}
+
+/// What the README's first command makes; with 2 bits it would be unusable, and the report must say so.
+#[test]
+fn four_bits_in_groups_are_valid_and_two_are_not() {
+    for (bits, valid) in [(4, true), (2, false)] {
+        let nbits = Nbits::new(bits).unwrap();
+        let scheme = Scheme::Palettize { nbits, mode: PaletteMode::KMeans, group_size: Some(16) };
+        let mut program = program(&Options { prefill_length: Some(32), ..Options::default() });
+        compress(&mut program, &OptimizationConfig::all(scheme)).unwrap();
+        let validation = validated(program);
+        assert_eq!(validation.passed(), valid, "{:#?}", validation.rows());
+    }
 }
 
 #[test]

@@ -22,8 +22,10 @@ struct Judged {
 
 /// Every metric that can be judged, in the order of the report.
 ///
-/// The defaults are what sound packages of trained models stay within with room to spare, and broken ones do not: half
-/// precision is held to what rounding explains, compression to what makes an answer worse than it had to be.
+/// The defaults are meant to pass what is as good as its number of bits allows, and to fail what is broken. Half precision
+/// may choose another token where two are all but equal, which happens in one place of a hundred; that it does so nowhere
+/// else is what `lost_margin` holds it to. A very small model may lose more to 4 bits than the default allows (one of
+/// 260 000 parameters loses a sixth to a third of its perplexity): that is a finding, not a false alarm.
 const JUDGED: &[Judged] = &[
     Judged {
         name: "logits_psnr",
@@ -42,7 +44,7 @@ const JUDGED: &[Judged] = &[
         name: "top1_agreement",
         unit: "",
         threshold: Threshold::Min,
-        defaults: [Some(0.99), Some(0.95), Some(0.9), Some(0.8), Some(0.5)],
+        defaults: [Some(0.97), Some(0.95), Some(0.9), Some(0.8), Some(0.5)],
     },
     Judged {
         name: "lost_margin",
@@ -56,7 +58,7 @@ const JUDGED: &[Judged] = &[
         name: "perplexity_change",
         unit: "%",
         threshold: Threshold::Max,
-        defaults: [Some(1.0), Some(2.0), Some(5.0), Some(15.0), Some(100.0)],
+        defaults: [Some(1.0), Some(2.0), Some(5.0), Some(10.0), Some(100.0)],
     },
     Judged { name: "decode_median", unit: "ms", threshold: Threshold::Max, defaults: [None; 5] },
     Judged { name: "decode_p90", unit: "ms", threshold: Threshold::Max, defaults: [None; 5] },
