@@ -4,6 +4,7 @@ use crate::console::{Console, Counted};
 use crate::failure::{Result, refused};
 use crate::interrupt;
 use crate::stored;
+use crate::units;
 use quince_checkpoint::{Checkpoint, sha256};
 use quince_mlpackage::{Package, Written};
 use quince_runtime::{COMPANIONS, CacheLayout, FileEntry, MANIFEST, Manifest, PACKAGE, Source, VALIDATION, Validation};
@@ -91,7 +92,14 @@ pub fn write_package(package: &Package, destination: &Path, console: &Console) -
         Ok(())
     });
     bar.finish_and_clear();
-    Ok(written?)
+    let written = written?;
+    console.detail(&format!(
+        "wrote {} different weights, {}, and the program, {}",
+        written.blobs,
+        units::bytes(written.weight_bytes),
+        units::bytes(written.model_bytes)
+    ));
+    Ok(written)
 }
 
 /// Writes all files of a bundle into a directory that is there. The manifest is written last and again by

@@ -83,7 +83,7 @@ impl Console {
             return ProgressBar::hidden();
         }
         let (amount, rate) = match counted {
-            Counted::Bytes => ("{bytes} of {total_bytes}", "{bytes_per_sec}"),
+            Counted::Bytes => ("{decimal_bytes} of {decimal_total_bytes}", "{decimal_bytes_per_sec}"),
             Counted::Things(_) => ("{pos} of {len} {prefix}", "{per_sec}"),
         };
         let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr_with_hz(10));
@@ -165,7 +165,9 @@ mod tests {
 
     #[test]
     fn templates_of_progress_bars_are_good() {
-        for template in ["{bytes} of {total_bytes}, {bytes_per_sec}", "{pos} of {len} {prefix}, {per_sec}"] {
+        for template in
+            ["{decimal_bytes} of {decimal_total_bytes}, {decimal_bytes_per_sec}", "{pos} of {len} {prefix}, {per_sec}"]
+        {
             assert!(
                 ProgressStyle::with_template(&format!("x [{{bar:30}}] {template}, {{eta}} left {{wide_msg}}")).is_ok()
             );

@@ -58,21 +58,22 @@ fn text(found: &Bench) -> String {
     let rate = |value: f64| format!("{value:.1} tokens/s");
     let seconds = |value: f64| format!("{value:.3} s");
     let bytes = |value: f64| units::bytes(value as u64);
-    let rows: [(&str, Option<Spread>, &dyn Fn(f64) -> String); 5] = [
-        ("load", Some(found.load_seconds), &seconds),
-        ("first token", found.first_token_seconds, &seconds),
-        ("prefill", found.prefill_tokens_per_second, &rate),
-        ("decode", found.decode_tokens_per_second, &rate),
-        ("peak resident memory", found.peak_resident_bytes, &bytes),
+    let rows = [
+        row("load", Some(found.load_seconds), seconds),
+        row("first token", found.first_token_seconds, seconds),
+        row("prefill", found.prefill_tokens_per_second, rate),
+        row("decode", found.decode_tokens_per_second, rate),
+        row("peak resident memory", found.peak_resident_bytes, bytes),
     ];
-    let row = |(name, spread, show): (&str, Option<Spread>, &dyn Fn(f64) -> String)| {
-        let spread = spread?;
-        Some(vec![name.to_string(), show(spread.median), show(spread.min), show(spread.max)])
-    };
-    let mut text = table(&["", "median", "least", "most"], &[1, 2, 3], rows.into_iter().filter_map(row));
+    let mut text = table(&["", "median", "least", "most"], &[1, 2, 3], rows.into_iter().flatten());
     text += &format!(
         "\nprompt of {} tokens, {} decoded after {}; {} repetitions, {} threads, {}\n",
         found.prefill, found.decode, found.depth, found.repeat, found.threads, found.isa
     );
     text
+}
+
+fn row(name: &str, spread: Option<Spread>, show: impl Fn(f64) -> String) -> Option<Vec<String>> {
+    let spread = spread?;
+    Some(vec![name.to_string(), show(spread.median), show(spread.min), show(spread.max)])
 }

@@ -123,16 +123,13 @@ impl<'a> Conversation<'a> {
         })?;
         printed?;
         console.print("\n")?;
-        let end = match generation.finish_reason {
-            FinishReason::ContextFull => ", the context is full: /reset begins a new conversation",
-            FinishReason::Cancelled => ", cut",
-            _ => "",
-        };
         if let Some(rate) = generation.timings.decode_tokens_per_second() {
-            console.detail(&format!("({} tokens, {rate:.1} tokens/s{end})", generation.token_ids.len()));
+            console.note(&format!("({} tokens, {rate:.1} tokens/s)", generation.token_ids.len()));
         }
-        if generation.finish_reason == FinishReason::ContextFull {
-            console.note("the context is full: /reset begins a new conversation");
+        match generation.finish_reason {
+            FinishReason::ContextFull => console.note("the context is full: /reset begins a new conversation"),
+            FinishReason::Cancelled => console.note("cut"),
+            _ => {}
         }
         interrupt::clear();
         self.messages.push(Message::new("assistant", generation.text.as_str()));

@@ -130,6 +130,7 @@ pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
     let existing = if args.force { Existing::Replace } else { Existing::Refuse };
     output::vacant(&args.output, existing)?;
     let checkpoint = Checkpoint::open(&args.model)?;
+    console.detail(&format!("{}: {}, {} tensors", args.model.display(), checkpoint.format(), checkpoint.tensors().count()));
     let mut converted = convert(&checkpoint, &args.options())?;
     let mut warnings = std::mem::take(&mut converted.warnings);
     let compressed = match &config {

@@ -91,6 +91,9 @@ pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
     if let Some(rate) = generation.timings.decode_tokens_per_second().filter(|_| !args.json) {
         console.note(&format!("{} tokens, {rate:.1} tokens/s", generation.token_ids.len()));
     }
+    if let Some(rate) = generation.timings.prefill_tokens_per_second() {
+        console.detail(&format!("{} tokens of prompt, {rate:.1} tokens/s", generation.prompt_token_ids.len()));
+    }
     match generation.finish_reason {
         FinishReason::Cancelled => Ok(ExitCode::from(interrupt::EXIT_STATUS)),
         _ => Ok(ExitCode::SUCCESS),

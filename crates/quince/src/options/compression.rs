@@ -77,11 +77,13 @@ enum QuantizeModeArg {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-#[value(rename_all = "snake_case")]
 enum QuantizeGranularityArg {
-    PerTensor,
-    PerChannel,
-    PerBlock,
+    #[value(name = "per_tensor")]
+    Tensor,
+    #[value(name = "per_channel")]
+    Channel,
+    #[value(name = "per_block")]
+    Block,
 }
 
 /// Where a package is to run, as far as that limits compression.
@@ -156,14 +158,14 @@ impl CompressionArgs {
             QuantizeModeArg::LinearSymmetric => LinearMode::Symmetric,
             QuantizeModeArg::Linear => LinearMode::Asymmetric,
         };
-        use QuantizeGranularityArg::{PerBlock, PerChannel, PerTensor};
+        use QuantizeGranularityArg::{Block, Channel, Tensor};
         let granularity = match (self.quantize_granularity, self.quantize_block_size) {
-            (Some(PerTensor | PerChannel), Some(_)) => {
+            (Some(Tensor | Channel), Some(_)) => {
                 return Err(Failure::usage("found --quantize-block-size with another granularity, expected per_block"));
             }
-            (Some(PerTensor), None) => Granularity::PerTensor,
-            (Some(PerChannel) | None, None) => Granularity::PerChannel,
-            (Some(PerBlock), None) => Granularity::PerBlock(BLOCK_SIZE),
+            (Some(Tensor), None) => Granularity::PerTensor,
+            (Some(Channel) | None, None) => Granularity::PerChannel,
+            (Some(Block), None) => Granularity::PerBlock(BLOCK_SIZE),
             (_, Some(0)) => return Err(Failure::usage("--quantize-block-size: found 0, expected at least 1")),
             (_, Some(size)) => Granularity::PerBlock(size),
         };
