@@ -4,7 +4,7 @@ mod report;
 
 use crate::bundling::{self, Draft};
 use crate::console::Console;
-use crate::failure::Result;
+use crate::failure::{Failure, Result};
 use crate::options::compression::{self, CompressionArgs};
 use crate::options::target::{DeploymentTarget, Units};
 use crate::output::{self, Existing, Staged};
@@ -12,7 +12,7 @@ use crate::validating;
 use clap::ValueEnum;
 use quince_checkpoint::Checkpoint;
 use quince_compress::compress;
-use quince_convert::lower::{FunctionKind, KvCache, LogitsOf, Precision};
+use quince_convert::lower::{FunctionKind, KvCache, LogitsOf, Precision, Target};
 use quince_convert::{Converted, FunctionName, Options, convert};
 use quince_mil::Program;
 use quince_mlpackage::Package;
@@ -129,6 +129,8 @@ pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
     let config = args.compression.config(args.compute_units.devices())?;
     let existing = if args.force { Existing::Replace } else { Existing::Refuse };
     output::vacant(&args.output, existing)?;
+    // Asked here only to name the option: the conversion would refuse it too.
+    Target::of_units(args.compute_units.into()).map_err(|e| Failure::Usage(e.at("--compute-units")))?;
     let checkpoint = Checkpoint::open(&args.model)?;
     console.detail(&format!("{}: {}, {} tensors", args.model.display(), checkpoint.format(), checkpoint.tensors().count()));
     let mut converted = convert(&checkpoint, &args.options())?;

@@ -3,24 +3,30 @@
 use crate::console::Console;
 use crate::failure::Result;
 use quince_mil::text::{PrintOptions, Spelling, Weights, print};
+use quince_checkpoint::Checkpoint;
+use quince_convert::semantic;
+use quince_mil::Program;
 use quince_runtime::Bundle;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Constants of more elements are printed by name.
 const MAX_ELEMENTS: usize = 64;
 
-/// Print a package as MIL text, the form of model.mil in compiled models
+/// Print a package, or the program of a checkpoint, as MIL text
 ///
-/// Weights, and constants of more than 64 elements, are printed by name.
+/// The text is of the form of model.mil in compiled models. Of a checkpoint it is the semantic program: what the model
+/// computes, before it is lowered to functions, caches and operations of Core ML. Weights, and constants of more than 64
+/// elements, are printed by name.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
   quince print tiny.bundle | less
-  quince print model.mlpackage --function decode")]
+  quince print model.mlpackage --function decode
+  quince print models/tiny-llama")]
 pub struct Args {
-    /// A package, or a bundle
-    package: PathBuf,
+    /// A package, a bundle, or a checkpoint
+    model: PathBuf,
     /// Only this function
     #[arg(long, value_name = "NAME")]
     function: Option<String>,
@@ -31,7 +37,7 @@ pub struct Args {
 
 /// Prints it.
 pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
-    let mut program = Bundle::open(&args.package)?.read_package()?.program;
+    let mut program = program(&args.model)?;
     if let Some(name) = &args.function {
         let function = program.function(name)?.clone();
         program.default_function = None;
@@ -41,4 +47,11 @@ pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
     let spelling = if args.identifiers { Spelling::Identifiers } else { Spelling::Exact };
     console.print(&print(&program, &PrintOptions { spelling, locate: &|value| weights.locate(value) }))?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn program(path: &Path) -> Result<Program> {
+    if Bundle::recognizes(path) || !path.join("config.json").is_file() {
+        return Ok(Bundle::open(path)?.read_package()?.program);
+    }
+    Ok(semantic(&Checkpoint::open(path)?)?.program)
 }
