@@ -12,6 +12,7 @@ use crate::specialize::{Specialized, elements};
 use crate::steps;
 use crate::weights::{self, WeightCache};
 use quince_mil::{Arg, DType, Defs, Error, Function, Operation, Result, Tensor, Value, ValueType, Var, bail};
+use std::collections::HashMap;
 use std::sync::Arc;
 
 /// What is done when the function runs.
@@ -81,6 +82,8 @@ pub(crate) struct Planner<'a> {
     states: Vec<Var>,
     now: usize,
     exact: bool,
+    /// By x: the products `linear` of it that are still to be done, as indices of operations.
+    products: HashMap<Var, Vec<usize>>,
 }
 
 struct Buffer {
@@ -104,12 +107,22 @@ pub(crate) fn plan(specialized: &Specialized, cache: &WeightCache, exact: bool) 
         states: function.inputs.iter().map(|i| i.var).filter(|v| is_state(function, *v)).collect(),
         now: 0,
         exact,
+        products: HashMap::new(),
     };
     let work = planner.needed();
     let inputs = planner.bind_inputs()?;
+    for (index, _) in work.iter().filter(|(_, fused)| fused.is_none()) {
+        let operation = &function.block.operations[*index];
+        if let ("linear", Some(x)) = (operation.op_name(), operation.var("x")) {
+            planner.products.entry(x).or_default().push(*index);
+        }
+    }
     for (index, fused) in work {
         planner.now = index + 1;
         let operation = &function.block.operations[index];
+        if operation.outputs.iter().any(|var| planner.is_placed(*var)) {
+            continue;
+        }
         let place = || format!("operation `{}` ({})", operation.name, operation.op_name());
         match fused {
             Some(fused) => planner.fused(operation, fused),
@@ -422,6 +435,17 @@ impl<'a> Planner<'a> {
             buffer.last_use = buffer.last_use.max(last_use);
         }
         self.places[var.0 as usize] = Some(place);
+    }
+
+    /// Whether a result lies somewhere already, because it was computed with an earlier one.
+    fn is_placed(&self, var: Var) -> bool {
+        self.places[var.0 as usize].is_some() && self.constant(var).is_none()
+    }
+
+    /// The operations `linear` of this x that are still to be done, this one included; they count as done from now on.
+    pub fn take_products(&mut self, x: Var) -> Vec<&'a Operation> {
+        let operations = &self.function.block.operations;
+        self.products.remove(&x).unwrap_or_default().into_iter().map(|index| &operations[index]).collect()
     }
 
     /// Appends a step.

@@ -138,6 +138,22 @@ fn rotary_embedding_is_one_step() {
 }
 
 #[test]
+fn products_of_the_same_x_are_one_step() {
+    let (mut b, vars) = start(&[("x", f32s(&[3, 8]))]);
+    let mut results = Vec::new();
+    for (seed, outputs) in [(1, 5), (2, 16), (3, 1)] {
+        let weight = b.constant("weight", floats(seed, &[outputs, 8]).into());
+        let bias = b.constant("bias", floats(seed + 9, &[outputs]).into());
+        let inputs = [("x", vars[0].into()), ("weight", weight.into()), ("bias", bias.into())];
+        results.push(b.op("linear", "product", &inputs).unwrap());
+    }
+    // One that depends on another cannot be among them.
+    let weight = b.constant("weight", floats(7, &[2, 16]).into());
+    results.push(b.op("linear", "next", &[("x", results[1].into()), ("weight", weight.into())]).unwrap());
+    assert_eq!(check(b.finish(results), &[call(&[("x", floats(4, &[3, 8]))])], 1e-5), ["linear", "linear"]);
+}
+
+#[test]
 fn a_gate_is_one_step() {
     let (mut b, vars) = start(&[("a", f32s(&[4, 33])), ("b", f32s(&[4, 33]))]);
     let silu = b.op("silu", "silu", &[("x", vars[0].into())]).unwrap();
@@ -225,7 +241,7 @@ fn attention_reads_its_cache_in_the_state_and_finds_ranges_in_the_mask() {
         ("fill", floats(3, &[1, 2, 7, 4]).cast(DType::F16).unwrap()),
     ]);
     let kinds = check(b.finish(vec![y]), &[inputs], 2e-3);
-    assert_eq!(kinds, ["write_state", "eval", "attention"]);
+    assert_eq!(kinds, ["write_state", "round", "eval", "attention"]);
 }
 
 #[test]

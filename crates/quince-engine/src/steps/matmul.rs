@@ -6,13 +6,72 @@ use crate::planner::{Place, Planner};
 use crate::strided::{View, broadcast, row_major};
 use quince_mil::{Error, Operation, Result, Var};
 
-/// `linear` and `logits`.
+/// `linear`: products of the same x are one step, so that x is prepared once and threads meet once.
 pub(super) fn linear(planner: &mut Planner, operation: &Operation) -> Result<bool> {
-    let (Some(x), Some(weight), [out]) = (operation.var("x"), operation.var("weight"), &operation.outputs[..]) else {
+    let Some(x) = operation.var("x") else { return Ok(false) };
+    let mut factors = Vec::new();
+    for sibling in planner.take_products(x) {
+        if let Some(factor) = Factor::of(planner, sibling)? {
+            factors.push((factor, sibling.outputs[0]));
+        }
+    }
+    if !factors.iter().any(|(_, out)| operation.outputs.first() == Some(out)) {
         return Ok(false);
-    };
-    let bias = operation.var("bias");
-    product(planner, operation, x, weight, bias, *out)
+    }
+    products(planner, operation, x, factors)
+}
+
+/// `logits`.
+pub(super) fn logits(planner: &mut Planner, operation: &Operation) -> Result<bool> {
+    let (Some(x), [out]) = (operation.var("x"), &operation.outputs[..]) else { return Ok(false) };
+    match Factor::of(planner, operation)? {
+        Some(factor) => products(planner, operation, x, vec![(factor, *out)]),
+        None => Ok(false),
+    }
+}
+
+/// What x is multiplied with and what is added.
+struct Factor {
+    weight: PackedWeight,
+    bias: Option<Operand>,
+}
+
+impl Factor {
+    /// The weight and bias of a product, if kernels can read the weight packed.
+    fn of(planner: &mut Planner, operation: &Operation) -> Result<Option<Factor>> {
+        let (Some(x), Some(weight), [_]) = (operation.var("x"), operation.var("weight"), &operation.outputs[..]) else {
+            return Ok(None);
+        };
+        let Some(weight) = planner.packed(weight)? else { return Ok(None) };
+        if weight.cols() == 0 || planner.shape(x)?.last() != Some(&weight.cols()) {
+            return Ok(None);
+        }
+        let bias = operation.var("bias").map(|var| planner.operand(var)).transpose()?;
+        Ok(Some(Factor { weight, bias }))
+    }
+}
+
+fn products(planner: &mut Planner, operation: &Operation, x: Var, factors: Vec<(Factor, Var)>) -> Result<bool> {
+    let accuracy = planner.accuracy(x);
+    let x = planner.operand(x)?;
+    let mut outputs = Vec::with_capacity(factors.len());
+    for (_, out) in &factors {
+        outputs.push(planner.output(*out)?);
+    }
+    planner.push("linear", &operation.name, move |memory| {
+        let mut buffers: Vec<Vec<f32>> = outputs.iter().map(|(id, _)| memory.take(*id)).collect();
+        let mut products = Vec::with_capacity(factors.len());
+        for ((buffer, (_, len)), (factor, _)) in buffers.iter_mut().zip(&outputs).zip(&factors) {
+            let bias = factor.bias.as_ref().map(|bias| memory.get(bias));
+            products.push(kernels::Linear { weight: &factor.weight, bias, y: &mut buffer[..*len] });
+        }
+        kernels::linear_many(memory.kernels, accuracy, memory.get(&x), &mut products);
+        for ((id, _), buffer) in outputs.iter().zip(buffers) {
+            memory.put(*id, buffer);
+        }
+        Ok(())
+    });
+    Ok(true)
 }
 
 /// A convolution that is a product: one output for each position, no neighbours, no groups.
@@ -55,31 +114,6 @@ pub(super) fn conv(planner: &mut Planner, operation: &Operation) -> Result<bool>
         })?;
         memory.write(id, len, |m, y| {
             back.gather(&m.buffers[results][..len], y);
-            Ok(())
-        })
-    });
-    Ok(true)
-}
-
-fn product(
-    planner: &mut Planner,
-    operation: &Operation,
-    x: Var,
-    weight: Var,
-    bias: Option<Var>,
-    out: Var,
-) -> Result<bool> {
-    let Some(packed) = planner.packed(weight)? else { return Ok(false) };
-    let accuracy = planner.accuracy(x);
-    let bias = bias.map(|var| planner.operand(var)).transpose()?;
-    let x = planner.operand(x)?;
-    if packed.cols() == 0 || x.len() % packed.cols() != 0 {
-        return Ok(false);
-    }
-    let (id, len) = planner.output(out)?;
-    planner.push("linear", &operation.name, move |memory| {
-        memory.write(id, len, |m, y| {
-            kernels::linear(m.kernels, accuracy, m.get(&x), &packed, bias.as_ref().map(|b| m.get(b)), y);
             Ok(())
         })
     });

@@ -25,7 +25,7 @@ type Emit = fn(&mut Planner, &Operation) -> Result<bool>;
 /// Which operations have steps of their own.
 const STEPS: &[(&str, Emit)] = &[
     ("linear", matmul::linear),
-    ("logits", matmul::linear),
+    ("logits", matmul::logits),
     ("conv", matmul::conv),
     ("matmul", matmul::matmul),
     ("gather", lookup::gather),
