@@ -76,7 +76,7 @@ type Compressed = (quince_mil::OpKind, Vec<(String, Vec<Arg>)>);
 struct Pass<'a> {
     config: &'a OptimizationConfig,
     report: Report,
-    done: HashMap<(usize, usize), Compressed>,
+    done: HashMap<usize, Compressed>,
     left: BTreeMap<String, String>,
 }
 

@@ -21,7 +21,7 @@ pub struct Graph<'a> {
     /// By name: a weight asked for twice is the same weight.
     used: BTreeMap<String, Weight>,
     /// By identity of the float32 weight: the weight as it is in the checkpoint.
-    stored: HashMap<(usize, usize), Weight>,
+    stored: HashMap<usize, Weight>,
     layers: i32,
 }
 
@@ -71,7 +71,7 @@ impl<'a> Graph<'a> {
         Graph { config, weights, builder, scope: Vec::new(), ids, used, stored, layers: 0 }
     }
 
-    pub(crate) fn finish(self, outputs: Vec<Var>) -> (quince_mil::Function, HashMap<(usize, usize), Weight>) {
+    pub(crate) fn finish(self, outputs: Vec<Var>) -> (quince_mil::Function, HashMap<usize, Weight>) {
         (self.builder.finish(outputs), self.stored)
     }
 

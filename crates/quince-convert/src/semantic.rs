@@ -20,7 +20,7 @@ pub struct Semantic {
     /// V, the number of tokens.
     pub vocab_size: usize,
     /// By identity of a float32 weight of the program: the weight as the checkpoint has it.
-    stored: HashMap<(usize, usize), Weight>,
+    stored: HashMap<usize, Weight>,
 }
 
 /// The semantic program of a checkpoint.

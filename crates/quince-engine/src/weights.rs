@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 /// Tensors of weights that had to be computed, so that functions share them. Mapped ones cost nothing to ask for again.
 #[derive(Default)]
 pub(crate) struct WeightCache {
-    computed: Mutex<HashMap<(usize, usize), Tensor>>,
+    computed: Mutex<HashMap<usize, Tensor>>,
 }
 
 impl WeightCache {

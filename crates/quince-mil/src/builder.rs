@@ -9,7 +9,7 @@ pub struct Builder {
     function: Function,
     constants: HashMap<Var, Value>,
     names: HashMap<String, usize>,
-    shared: HashMap<(usize, usize), Var>,
+    shared: HashMap<usize, Var>,
 }
 
 /// What can be given for a parameter.

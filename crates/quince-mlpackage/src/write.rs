@@ -26,7 +26,7 @@ pub type OnWeight<'a> = dyn FnMut(&Weight) -> Result<()> + 'a;
 pub struct Store<'a> {
     blobs: BlobWriter,
     /// Weights of one source are not even loaded twice; equal bytes of other sources are found by the blob writer.
-    sources: HashMap<((usize, usize), DType), u64>,
+    sources: HashMap<usize, u64>,
     on_weight: &'a mut OnWeight<'a>,
 }
 
@@ -65,13 +65,12 @@ impl<'a> Store<'a> {
     }
 
     fn weight(&mut self, weight: &Weight) -> Result<u64> {
-        let key = (weight.id(), weight.dtype());
-        if let Some(&offset) = self.sources.get(&key) {
+        if let Some(&offset) = self.sources.get(&weight.id()) {
             return Ok(offset);
         }
         (self.on_weight)(weight)?;
         let offset = self.tensor(&weight.load()?)?;
-        self.sources.insert(key, offset);
+        self.sources.insert(weight.id(), offset);
         Ok(offset)
     }
 

@@ -93,7 +93,8 @@ impl Tensor {
 
     /// The number of elements.
     pub fn len(&self) -> usize {
-        self.shape.iter().product()
+        // The constructors have made sure that it is one.
+        count(&self.shape).unwrap_or(0)
     }
 
     /// Whether there is no element.
@@ -122,7 +123,8 @@ impl Tensor {
         if rows.start > rows.end || rows.end > total {
             bail!("rows {rows:?} are not within the {total} of shape {:?}", self.shape);
         }
-        let per_row: usize = self.shape[1..].iter().product();
+        // A tensor without elements may have other axes of any size.
+        let per_row = count(&self.shape[1..]).unwrap_or(0);
         let mut shape = self.shape.clone();
         shape[0] = rows.len();
         let (first, bits) = (rows.start * per_row, self.dtype.bits());
@@ -150,7 +152,7 @@ impl Tensor {
 }
 
 /// The number of elements of a shape, or `None` if that overflows.
-fn count(shape: &[usize]) -> Option<usize> {
+pub(crate) fn count(shape: &[usize]) -> Option<usize> {
     shape.iter().try_fold(1usize, |n, &dim| n.checked_mul(dim))
 }
 

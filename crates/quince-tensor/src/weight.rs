@@ -1,5 +1,6 @@
 //! A weight: a tensor that is computed when asked for, whole or some rows at a time.
 
+use crate::tensor::count;
 use crate::{DType, Result, Tensor, bail};
 use std::fmt;
 use std::ops::Range;
@@ -24,13 +25,12 @@ pub struct Weight {
     dtype: DType,
     shape: Arc<[usize]>,
     source: Arc<dyn WeightSource>,
-    part: usize,
 }
 
 impl Weight {
     /// A weight of which `source` gives the bytes; what it gives is checked against type and shape.
     pub fn new(name: &str, dtype: DType, shape: &[usize], source: Arc<dyn WeightSource>) -> Weight {
-        Weight { name: name.into(), dtype, shape: shape.into(), source, part: 0 }
+        Weight { name: name.into(), dtype, shape: shape.into(), source }
     }
 
     /// A weight whose tensor exists already, for instance in a mapped file.
@@ -40,7 +40,6 @@ impl Weight {
             shape: tensor.shape().into(),
             name: name.into(),
             source: Arc::new(Resident(tensor)),
-            part: 0,
         }
     }
 
@@ -67,7 +66,8 @@ impl Weight {
 
     /// The number of elements.
     pub fn len(&self) -> usize {
-        self.shape.iter().product()
+        // A shape that overflows is refused when the weight is asked for; until then it is as large as can be said.
+        count(&self.shape).unwrap_or(usize::MAX)
     }
 
     /// Whether there is no element.
@@ -80,9 +80,10 @@ impl Weight {
         self.dtype.byte_len(self.len()).unwrap_or(usize::MAX)
     }
 
-    /// Equal for weights that are sure to have equal bytes because they come from the same source.
-    pub fn id(&self) -> (usize, usize) {
-        (Arc::as_ptr(&self.source).cast::<()>() as usize, self.part)
+    /// Equal for weights that are sure to have equal bytes because they come from the same source. It means something
+    /// as long as one of the weights lives: who remembers it must keep the weight.
+    pub fn id(&self) -> usize {
+        Arc::as_ptr(&self.source).cast::<()>() as usize
     }
 
     /// The whole tensor.
@@ -116,16 +117,16 @@ impl Weight {
             return self.clone();
         }
         let source = Cast { weight: self.clone(), dtype };
-        Weight { dtype, source: Arc::new(source), part: 0, ..self.clone() }
+        Weight { dtype, source: Arc::new(source), ..self.clone() }
     }
 
     /// The same elements under another shape.
     pub fn reshape(&self, shape: &[usize]) -> Result<Weight> {
-        if shape.iter().product::<usize>() != self.len() {
+        if count(shape) != count(&self.shape) {
             bail!("weight `{}`: shape {:?} cannot become {shape:?}", self.name, self.shape);
         }
         let source = Reshaped { weight: self.clone(), shape: shape.into() };
-        Ok(Weight { shape: shape.into(), source: Arc::new(source), part: 0, ..self.clone() })
+        Ok(Weight { shape: shape.into(), source: Arc::new(source), ..self.clone() })
     }
 }
 

@@ -15,7 +15,7 @@ use std::collections::{HashMap, HashSet};
 /// What the functions of one program share, so that it is stored once: converted weights, rotary tables, zeros.
 #[derive(Default)]
 pub(super) struct Shared {
-    weights: HashMap<(usize, usize), Weight>,
+    weights: HashMap<usize, Weight>,
     pub tables: Vec<super::positions::RotaryTable>,
     zeros: HashMap<usize, Weight>,
 }

@@ -114,10 +114,7 @@ impl Key {
         match value {
             Value::Tensor(tensor) if tensor.len() <= MAX_ELEMENTS => self.bytes(tensor.bytes()),
             Value::Tensor(tensor) => self.number(tensor.bytes().as_ptr() as usize),
-            Value::Weight(weight) => {
-                self.number(weight.id().0);
-                self.number(weight.id().1);
-            }
+            Value::Weight(weight) => self.number(weight.id()),
             Value::String(text) => self.text(text),
             Value::List(_, values) | Value::Tuple(values) => {
                 self.number(values.len());

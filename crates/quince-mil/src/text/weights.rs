@@ -36,7 +36,7 @@ pub struct Weights {
 /// What makes two values the same without looking at their elements.
 #[derive(Clone, PartialEq, Eq, Hash, Debug)]
 enum Key {
-    Weight((usize, usize)),
+    Weight(usize),
     Tensor(usize, TensorType),
 }
 
