@@ -1,5 +1,5 @@
 //! Checks a program: every variable assigned once and before its use, every operation known to the opset, its
-//! parameters those of its definition, its declared types those that it infers.
+//! parameters those of its definition and constant where they have to be, its declared types those that it infers.
 
 use crate::op::ArgInfo;
 use crate::{Arg, Args, Block, Error, Function, Op, Operation, Program, Result, Value, ValueType, Var, bail};
@@ -22,7 +22,7 @@ pub fn program(program: &Program) -> Result<()> {
 
 /// Checks a function.
 pub fn function(function: &Function) -> Result<()> {
-    let mut scope = Scope { function, known: HashMap::new(), assigned: HashSet::new() };
+    let mut scope = Scope { function, known: HashMap::new(), constant: HashSet::new(), assigned: HashSet::new() };
     for input in &function.inputs {
         scope.assign(input.var)?;
     }
@@ -31,7 +31,10 @@ pub fn function(function: &Function) -> Result<()> {
 
 struct Scope<'a> {
     function: &'a Function,
+    /// The values of `const` operations.
     known: HashMap<Var, Value>,
+    /// What is the same in every run: the results of `const` and of `constexpr_*`, whose values are never computed here.
+    constant: HashSet<Var>,
     assigned: HashSet<Var>,
 }
 
@@ -71,8 +74,29 @@ impl Scope<'_> {
             self.block(block)?;
             self.assigned = outside;
         }
+        self.constants(operation)?;
         self.types(operation)?;
         operation.outputs.iter().try_for_each(|var| self.assign(*var))
+    }
+
+    /// Parameters that have to be constant are.
+    fn constants(&mut self, operation: &Operation) -> Result<()> {
+        let params = operation.op()?.params();
+        let must_be = |name: &str| params.iter().any(|param| param.name == name && param.constant);
+        for (name, args) in operation.inputs.iter().filter(|(name, _)| must_be(name)) {
+            let computed = args.iter().find_map(|arg| match arg {
+                Arg::Var(var) if !self.constant.contains(var) => Some(*var),
+                _ => None,
+            });
+            if let Some(var) = computed {
+                let found = &self.function.var(var).name;
+                bail!("parameter `{name}` is `{found}`, which is computed when the program runs, expected a constant");
+            }
+        }
+        if operation.op_name() == "const" || operation.op_name().starts_with("constexpr_") {
+            self.constant.extend(&operation.outputs);
+        }
+        Ok(())
     }
 
     fn types(&mut self, operation: &Operation) -> Result<()> {
@@ -120,8 +144,9 @@ pub fn infer(
     op.infer(&args).map_err(|e| e.at(format!("operation `{}` ({})", operation.name, op.name())))
 }
 
-/// The arguments of an operation by its definition: checks that required parameters are given, constants constant,
-/// element types allowed, and that there is no other parameter.
+/// The arguments of an operation by its definition: checks that required parameters are given, element types allowed,
+/// and that there is no other parameter. Whether constants are constant, [`function`] checks: what is bound here may be
+/// known for other reasons.
 pub fn bind<'a>(
     op: &'a dyn Op,
     operation: &'a Operation,
@@ -157,4 +182,33 @@ pub fn bind<'a>(
         }
     }
     Ok(Args::new(op, entries))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Builder, DType, Flexibility, Opset, Tensor};
+
+    /// Checks a function with a `linear` of this weight.
+    fn linear(weight: impl Fn(&mut Builder) -> Result<Var>) -> Result<()> {
+        let mut b = Builder::new(Function::new("main", Opset::CoreML8));
+        let x = b.input("x", ValueType::tensor(DType::F32, &[2, 3]), Flexibility::Fixed);
+        let weight = weight(&mut b)?;
+        let y = b.op("linear", "y", &[("x", x.into()), ("weight", weight.into())])?;
+        function(&b.finish(vec![y]))
+    }
+
+    #[test]
+    fn what_has_to_be_constant_is() {
+        let ty = ValueType::tensor(DType::F32, &[1, 3]);
+        let error = linear(|b| Ok(b.input("w", ty.clone(), Flexibility::Fixed))).unwrap_err().to_string();
+        let expected = "parameter `weight` is `w`, which is computed when the program runs, expected a constant";
+        assert!(error.contains(expected), "{error}");
+        linear(|b| {
+            let indices: Value = Tensor::from_codes(DType::U1, [1, 3], &[0, 1, 1])?.into();
+            let lut: Value = Tensor::from_vec([1, 1, 2, 1], vec![0.5f32, 2.0])?.into();
+            b.op("constexpr_lut_to_dense", "w", &[("indices", indices.into()), ("lut", lut.into())])
+        })
+        .unwrap();
+    }
 }
