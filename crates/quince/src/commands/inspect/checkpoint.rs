@@ -56,8 +56,8 @@ struct Conversion {
     max_positions: usize,
     /// Bytes of a float16 KV cache by tokens of context.
     kv_cache_bytes: BTreeMap<usize, u64>,
-    /// The largest weight in float32, which bounds the memory of a conversion beside a fixed part.
-    largest_weight_bytes: u64,
+    /// What bounds the memory of a conversion: the largest weight in float32 and as it is written.
+    conversion_bytes: u64,
     /// Bytes of the weights of the package by scheme, in the order of their sizes.
     package_bytes: Vec<SchemeSize>,
 }
@@ -152,7 +152,7 @@ impl Conversion {
     fn of(checkpoint: &Checkpoint) -> Result<Conversion, Error> {
         let converted = convert(checkpoint, &Options::default())?;
         let semantic = &converted.semantic;
-        let largest = checkpoint.tensors().map(|entry| entry.weight.len() as u64 * 4).max();
+        let largest = checkpoint.tensors().map(|entry| entry.weight.len() as u64 * (4 + 2)).max();
         let mut package_bytes = vec![
             SchemeSize::plain("float32", "--compute-precision float32", &single(checkpoint)?),
             SchemeSize::plain("float16", "", &converted),
@@ -172,17 +172,17 @@ impl Conversion {
                     (context, 2 * 2 * (g.layers * g.kv_heads * g.head_dim) as u64 * context as u64)
                 })
                 .collect(),
-            largest_weight_bytes: largest.unwrap_or(0),
+            conversion_bytes: largest.unwrap_or(0),
             package_bytes,
         })
     }
 
     fn text(&self) -> String {
         let mut text = format!(
-            "\narchitecture {}, made for {} tokens; conversion needs the largest weight in memory, at most {}\n\n",
+            "\narchitecture {}, made for {} tokens; conversion has at most {} of weights in memory\n\n",
             self.architecture,
             units::grouped(self.max_positions as u64),
-            units::bytes(self.largest_weight_bytes),
+            units::bytes(self.conversion_bytes),
         );
         let cache = self.kv_cache_bytes.iter();
         let row = |(context, bytes): (&usize, &u64)| vec![units::grouped(*context as u64), units::bytes(*bytes)];
