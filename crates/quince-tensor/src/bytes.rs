@@ -1,5 +1,6 @@
 //! Bytes that are owned or mapped, shared without copying.
 
+use crate::{Result, bail};
 use std::any::Any;
 use std::ops::{Deref, Range};
 use std::sync::Arc;
@@ -59,6 +60,14 @@ impl Bytes {
     /// Whether the bytes lie in a mapped file.
     pub fn is_mapped(&self) -> bool {
         self.owner.as_any().is::<memmap2::Mmap>()
+    }
+}
+
+/// Zeros, or an error where memory for them is not to be had. Large ones take no memory before they are written.
+pub fn zeroed<T: bytemuck::Zeroable>(len: usize) -> Result<Vec<T>> {
+    match bytemuck::try_zeroed_vec(len) {
+        Ok(zeros) => Ok(zeros),
+        Err(()) => bail!("there is no memory for {len} elements of {} bytes", size_of::<T>()),
     }
 }
 

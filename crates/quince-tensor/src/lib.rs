@@ -14,7 +14,7 @@ pub mod packing;
 mod tensor;
 mod weight;
 
-pub use bytes::Bytes;
+pub use bytes::{Bytes, zeroed};
 pub use dtype::{DType, Element};
 pub use error::{Error, Result};
 pub use half::{bf16, f16};

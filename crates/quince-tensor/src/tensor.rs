@@ -1,6 +1,6 @@
 //! A tensor: element type, shape and bytes that agree.
 
-use crate::{Bytes, DType, Element, Error, Result, bail, packing};
+use crate::{Bytes, DType, Element, Error, Result, bail, packing, zeroed};
 use std::fmt;
 use std::ops::Range;
 
@@ -64,14 +64,14 @@ impl Tensor {
         Tensor::new(dtype, shape, Bytes::from_vec(packing::pack(codes, dtype.bits())))
     }
 
-    /// All zeros.
+    /// All zeros; an error where memory for them is not to be had.
     pub fn zeros(dtype: DType, shape: impl Into<Vec<usize>>) -> Result<Tensor> {
         let shape = shape.into();
         let Some(len) = count(&shape).and_then(|n| dtype.byte_len(n)) else {
             bail!("the shape {shape:?} of {dtype} is larger than memory can address");
         };
         // u64 gives the alignment of the widest element.
-        let bytes = Bytes::from_vec(vec![0u64; len.div_ceil(8)]);
+        let bytes = Bytes::from_vec(zeroed::<u64>(len.div_ceil(8))?);
         let bytes = bytes.slice(0..len).ok_or_else(|| Error::new("zeros were cut short"))?;
         Ok(Tensor { dtype, shape, bytes })
     }
@@ -151,9 +151,11 @@ impl Tensor {
     }
 }
 
-/// The number of elements of a shape, or `None` if that overflows.
+/// The number of elements of a shape, or `None` if that overflows. Sizes beside a 0 must not overflow either: strides
+/// are products of some of the sizes.
 pub(crate) fn count(shape: &[usize]) -> Option<usize> {
-    shape.iter().try_fold(1usize, |n, &dim| n.checked_mul(dim))
+    let product = shape.iter().try_fold(1isize, |n, &dim| n.checked_mul(isize::try_from(dim.max(1)).ok()?))?;
+    Some(if shape.contains(&0) { 0 } else { product as usize })
 }
 
 impl fmt::Debug for Tensor {
@@ -171,6 +173,16 @@ mod tests {
         let error = Tensor::new(DType::F16, [2, 3], Bytes::from_vec(vec![0u8; 11])).unwrap_err();
         assert_eq!(error.to_string(), "found 11 bytes, expected 12 for fp16 of shape [2, 3]");
         assert!(Tensor::new(DType::F32, [usize::MAX, 8], Bytes::from_vec(Vec::<u8>::new())).is_err());
+    }
+
+    #[test]
+    fn sizes_that_no_memory_holds_are_refused_also_beside_a_zero() {
+        let none = || Bytes::from_vec(Vec::<u8>::new());
+        assert!(Tensor::new(DType::F32, [0, 7], none()).is_ok());
+        assert!(Tensor::new(DType::F32, [0, usize::MAX, 2], none()).is_err());
+        assert!(Tensor::new(DType::F32, [1 << 62, 2, 0], none()).is_err());
+        let error = Tensor::zeros(DType::F16, [1 << 55]).unwrap_err();
+        assert!(error.to_string().starts_with("there is no memory for"), "{error}");
     }
 
     #[test]
