@@ -2,8 +2,8 @@
 
 use crate::kernels::{self, Kernels};
 use crate::memory::{Memory, StateTensor};
-use crate::plan_cache::{PlanCache, Planned, Strategy};
-use crate::planner::{self, Binding, Place};
+use crate::plan_cache::{PlanCache, Strategy};
+use crate::planner::{self, Binding, Place, Plan};
 use crate::specialize::{Unplanned, specialize};
 use crate::weights::WeightCache;
 use quince_mil::{DType, Error, Flexibility, Function, Program, Result, Tensor, ValueType, bail, eval};
@@ -101,7 +101,7 @@ impl Engine {
         let number = self.program.functions.iter().position(|f| f.name == function.name).unwrap_or(0);
         let strategy = self.plans.get((number, shapes.clone()), || self.strategy(function, &shapes))?;
         match &*strategy {
-            Strategy::Planned(planned) => self.planned(function, planned, inputs, state),
+            Strategy::Planned(plan) => self.planned(function, plan, inputs, state),
             Strategy::Interpreted => interpreted(function, inputs, state),
         }
     }
@@ -113,11 +113,10 @@ impl Engine {
             Err(Unplanned::Wrong(error)) => return Err(error),
         };
         let plan = planner::plan(&specialized, &self.weights, self.options.precision == Precision::Exact)?;
-        Ok(Strategy::Planned(Planned { plan, buffers: Default::default() }))
+        Ok(Strategy::Planned(plan))
     }
 
-    fn planned(&self, function: &Function, planned: &Planned, inputs: &Tensors, state: &mut State) -> Result<Tensors> {
-        let plan = &planned.plan;
+    fn planned(&self, function: &Function, plan: &Plan, inputs: &Tensors, state: &mut State) -> Result<Tensors> {
         let mut states = Vec::new();
         let mut rest: Vec<Option<&mut StateTensor>> = state.tensors.iter_mut().map(Some).collect();
         for (info, _) in function.states() {
@@ -126,14 +125,14 @@ impl Engine {
                 Error::new(format!("the state given has no `{}`", info.name)).hint("make one with `new_state`")
             })?);
         }
-        let mut memory =
-            Memory { buffers: planned.take(), tensors: vec![None; plan.vars], states, kernels: &self.kernels };
+        let (buffers, tensors) = (self.plans.take(plan)?, vec![None; plan.vars]);
+        let mut memory = Memory { buffers, tensors, states, kernels: &self.kernels };
         let result = self.steps(plan, inputs, &mut memory);
-        planned.give_back(std::mem::take(&mut memory.buffers));
+        self.plans.give_back(memory.buffers);
         result
     }
 
-    fn steps(&self, plan: &planner::Plan, inputs: &Tensors, memory: &mut Memory) -> Result<Tensors> {
+    fn steps(&self, plan: &Plan, inputs: &Tensors, memory: &mut Memory) -> Result<Tensors> {
         for binding in &plan.inputs {
             let tensor = inputs.get(&binding.name).ok_or_else(|| missing(&binding.name))?;
             enter(memory, binding, tensor)?;

@@ -1,23 +1,21 @@
-//! Plans by function and input shapes, with the memory they ran in last.
+//! Plans by function and input shapes, and the memory they run in.
 
 use crate::planner::Plan;
 use quince_mil::Result;
+use quince_tensor::zeroed;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
 /// How a function is run for some input shapes.
 pub(crate) enum Strategy {
     /// By a plan.
-    Planned(Planned),
+    Planned(Plan),
     /// Operation by operation, because sizes or branches depend on values.
     Interpreted,
 }
 
-/// A plan and buffers for it, so that a call does not have to ask for memory.
-pub(crate) struct Planned {
-    pub plan: Plan,
-    pub buffers: Mutex<Vec<Vec<Vec<f32>>>>,
-}
+/// Memory for a call: a vector for each buffer of a plan, at least as long as the plan wants it.
+pub(crate) type Buffers = Vec<Vec<f32>>;
 
 /// A function and the shapes of its inputs.
 type Key = (usize, Vec<Vec<usize>>);
@@ -26,6 +24,9 @@ type Key = (usize, Vec<Vec<usize>>);
 #[derive(Default)]
 pub(crate) struct PlanCache {
     plans: Mutex<HashMap<Key, Arc<Strategy>>>,
+    /// Memory of calls that have ended, so that the next ones do not have to ask for it. All plans share it: there is as
+    /// much as the largest needs, once for each call that ran at the same time.
+    spare: Mutex<Vec<Buffers>>,
 }
 
 /// How many plans are kept: a server that sees every length would otherwise keep them all.
@@ -46,17 +47,24 @@ impl PlanCache {
         plans.insert(key, made.clone());
         Ok(made)
     }
-}
 
-impl Planned {
-    /// Buffers for a call.
-    pub fn take(&self) -> Vec<Vec<f32>> {
-        let free = self.buffers.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).pop();
-        free.unwrap_or_else(|| self.plan.buffers.iter().map(|&len| vec![0.0; len]).collect())
+    /// Buffers for a call; what they hold is left over from others. An error where there is no memory for them.
+    pub fn take(&self, plan: &Plan) -> Result<Buffers> {
+        let spare = self.spare.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).pop();
+        let mut buffers = spare.unwrap_or_default();
+        buffers.resize_with(buffers.len().max(plan.buffers.len()), Vec::new);
+        for (buffer, &len) in buffers.iter_mut().zip(&plan.buffers) {
+            if buffer.len() < len {
+                // What it held is not worth keeping while the new one is made.
+                *buffer = Vec::new();
+                *buffer = zeroed(len)?;
+            }
+        }
+        Ok(buffers)
     }
 
     /// Gives them back.
-    pub fn give_back(&self, buffers: Vec<Vec<f32>>) {
-        self.buffers.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(buffers);
+    pub fn give_back(&self, buffers: Buffers) {
+        self.spare.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).push(buffers);
     }
 }

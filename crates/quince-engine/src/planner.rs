@@ -76,6 +76,8 @@ pub(crate) struct Planner<'a> {
     constants: &'a [Option<Value>],
     cache: &'a WeightCache,
     places: Vec<Option<Place>>,
+    /// Constants of several operations as steps read them, so that the steps share them.
+    floats: HashMap<Var, Arc<Vec<f32>>>,
     last_use: Vec<usize>,
     buffers: Vec<Buffer>,
     steps: Vec<Step>,
@@ -101,6 +103,7 @@ pub(crate) fn plan(specialized: &Specialized, cache: &WeightCache, exact: bool) 
         constants: &specialized.constants,
         cache,
         places: vec![None; function.vars.len()],
+        floats: HashMap::new(),
         last_use: vec![0; function.vars.len()],
         buffers: Vec::new(),
         steps: Vec::new(),
@@ -254,7 +257,7 @@ impl<'a> Planner<'a> {
     /// The constant tensor of a parameter, if it is given and known.
     pub fn known(&self, operation: &Operation, param: &str) -> Option<Tensor> {
         match operation.arg(param)? {
-            Arg::Value(value) => value.tensor().ok(),
+            Arg::Value(value) => self.cache.tensor(value).ok(),
             Arg::Var(var) => self.cache.tensor(self.constant(*var)?).ok(),
         }
     }
@@ -284,11 +287,26 @@ impl<'a> Planner<'a> {
     pub fn argument(&mut self, arg: &Arg) -> Result<Option<(Operand, Vec<usize>)>> {
         match arg {
             Arg::Var(var) if self.dtype(*var)?.is_float() => Ok(Some((self.operand(*var)?, self.shape(*var)?))),
-            Arg::Value(Value::Tensor(tensor)) if tensor.dtype().is_float() => {
+            Arg::Value(value) if value.tensor_type().is_some_and(|ty| ty.dtype.is_float()) => {
+                let tensor = self.cache.tensor(value)?;
                 Ok(Some((Operand::Const(Arc::new(tensor.to_f32()?)), tensor.shape().to_vec())))
             }
             _ => Ok(None),
         }
+    }
+
+    /// The floating-point values of a parameter that may be left out, whether they are a variable or stand in place.
+    pub fn parameter(&mut self, operation: &Operation, param: &str) -> Result<Option<Operand>> {
+        let Some(arg) = operation.arg(param) else { return Ok(None) };
+        match self.argument(arg)? {
+            Some((operand, _)) => Ok(Some(operand)),
+            None => bail!("parameter `{param}` is {}, expected floating point", self.function.arg_type(arg)),
+        }
+    }
+
+    /// The tensor of a value that is known beforehand; a weight that has to be computed is computed once.
+    pub fn tensor(&self, value: &Value) -> Result<Tensor> {
+        self.cache.tensor(value)
     }
 
     /// The weight matrix behind a variable, if kernels can read it packed.
@@ -320,12 +338,21 @@ impl<'a> Planner<'a> {
         let len = elements(self.function.ty(var));
         match self.place(var)? {
             Place::Buffer(id) => Ok(Operand::Buffer { id, len }),
-            Place::Const(value) => Ok(Operand::Const(Arc::new(self.cache.tensor(&value)?.to_f32()?))),
+            Place::Const(value) => {
+                if let Some(known) = self.floats.get(&var) {
+                    return Ok(Operand::Const(known.clone()));
+                }
+                let values = Arc::new(self.cache.tensor(&value)?.to_f32()?);
+                if self.defs.users(var).len() > 1 {
+                    self.floats.insert(var, values.clone());
+                }
+                Ok(Operand::Const(values))
+            }
             Place::Packed => {
                 let producer = self.defs.producer(var).ok_or_else(|| Error::new("a weight without an operation"))?;
                 let tensor = weights::dense(self.cache, &self.defs, producer)?;
-                self.places[var.0 as usize] = Some(Place::Const(tensor.clone().into()));
-                Ok(Operand::Const(Arc::new(tensor.to_f32()?)))
+                self.places[var.0 as usize] = Some(Place::Const(tensor.into()));
+                self.operand(var)
             }
             Place::State { state, offset } => {
                 let id = self.load_state(var, state, offset)?;

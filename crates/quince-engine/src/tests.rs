@@ -220,6 +220,59 @@ fn a_value_read_before_an_update_stays_what_it_was() {
 }
 
 #[test]
+fn a_state_read_between_an_update_and_its_writing_is_the_old_one() {
+    let state = ValueType::State(quince_mil::TensorType::fixed(DType::F16, &[4]));
+    let (mut b, vars) = start(&[("new", ValueType::tensor(DType::F16, &[1])), ("cache", state)]);
+    let read = b.op("read_state", "read", &[("input", vars[1].into())]).unwrap();
+    let inputs = [("x", read.into()), ("update", vars[0].into()), ("begin", [2].into()), ("end", [3].into())];
+    let updated = b.op("slice_update", "updated", &inputs).unwrap();
+    let between = b.op("read_state", "between", &[("input", vars[1].into())]).unwrap();
+    let y = b.op("add", "y", &[("x", between.into()), ("y", updated.into())]).unwrap();
+    b.ops("write_state", "write", &[("input", vars[1].into()), ("data", updated.into())]).unwrap();
+    let new = |seed| call(&[("new", floats(seed, &[1]).cast(DType::F16).unwrap())]);
+    check(b.finish(vec![y]), &[new(1), new(2)], 2e-3);
+}
+
+#[test]
+fn a_bias_that_stands_in_place_is_added() {
+    let (mut b, vars) = start(&[("x", f32s(&[2, 3]))]);
+    let weight = b.constant("weight", floats(1, &[4, 3]).into());
+    let bias: Value = floats(2, &[4]).into();
+    let inputs = [("x", vars[0].into()), ("weight", weight.into()), ("bias", bias.clone().into())];
+    let linear = b.op("linear", "linear", &inputs).unwrap();
+    let inputs = [("x", linear.into()), ("axes", [-1].into()), ("gamma", bias.clone().into()), ("beta", bias.into())];
+    let y = b.op("layer_norm", "y", &inputs).unwrap();
+    let kinds = check(b.finish(vec![y]), &[call(&[("x", floats(3, &[2, 3]))])], 1e-5);
+    assert_eq!(kinds, ["linear", "layer_norm"]);
+}
+
+/// Calls of one engine share their memory, whatever their shapes.
+#[test]
+fn calls_of_different_lengths_do_not_disturb_each_other() {
+    let mut b = Builder::new(Function::new("main", Opset::CoreML8));
+    let ty = quince_mil::TensorType { dtype: DType::F32, shape: vec![quince_mil::Dim::Unknown, 3.into()] };
+    let x = b.input("x", ty.into(), Flexibility::Range { bounds: vec![(1, None), (3, Some(3))], default: vec![1, 3] });
+    let weight = b.constant("weight", floats(1, &[5, 3]).into());
+    let wide = b.op("linear", "wide", &[("x", x.into()), ("weight", weight.into())]).unwrap();
+    let narrow = b.op("reduce_sum", "narrow", &[("x", wide.into()), ("axes", [-1].into())]).unwrap();
+    let y = b.op("exp", "y", &[("x", narrow.into())]).unwrap();
+    let function = b.finish(vec![y, wide]);
+    let program = Program { functions: vec![function.clone()], ..Program::default() };
+    let engine = Engine::load(program, Options { threads: 1, ..Options::default() }).unwrap();
+    for rows in [2, 7, 1, 7, 3] {
+        let inputs = call(&[("x", floats(rows as u64, &[rows, 3]))]);
+        let expected = eval::run(&function, &inputs, &mut eval::Tensors::new()).unwrap();
+        let found = engine.predict("main", &inputs, &mut engine.new_state().unwrap()).unwrap();
+        for (name, expected) in expected {
+            assert_eq!(found[&name].shape(), expected.shape(), "{name}");
+            for (a, b) in found[&name].to_f32().unwrap().into_iter().zip(expected.to_f32().unwrap()) {
+                assert!((a - b).abs() < 1e-4, "{name} of {rows} rows: found {a}, expected {b}");
+            }
+        }
+    }
+}
+
+#[test]
 fn attention_reads_its_cache_in_the_state_and_finds_ranges_in_the_mask() {
     let cache = ValueType::State(quince_mil::TensorType::fixed(DType::F16, &[1, 2, 7, 4]));
     let (mut b, vars) = start(&[

@@ -57,7 +57,7 @@ impl<'a> Planner<'a> {
 
     /// The constant tensor of a variable, casts left out.
     pub(crate) fn constant_tensor(&self, var: Var) -> Option<Tensor> {
-        self.constant(self.uncast(var)).or_else(|| self.constant(var))?.tensor().ok()
+        self.tensor(self.constant(self.uncast(var)).or_else(|| self.constant(var))?).ok()
     }
 
     /// The number of a commutative operation whose other argument is computed, with that argument: `x + 1e-5`.

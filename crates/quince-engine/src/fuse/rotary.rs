@@ -100,7 +100,7 @@ fn repeats(planner: &Planner, table: Var) -> bool {
     let mut var = planner.uncast(table);
     loop {
         if let Some(constant) = planner.constant(var) {
-            let Ok(tensor) = constant.tensor() else { return false };
+            let Ok(tensor) = planner.tensor(constant) else { return false };
             let (Some(&width), Ok(values)) = (tensor.shape().last(), tensor.to_f32()) else { return false };
             return width > 0 && width % 2 == 0 && values.chunks_exact(width).all(|r| r[..width / 2] == r[width / 2..]);
         }

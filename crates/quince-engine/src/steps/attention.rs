@@ -84,7 +84,7 @@ pub(super) fn semantic(planner: &mut Planner, operation: &Operation) -> Result<b
         return Ok(false);
     }
     let softcap = planner.number(operation, "softcap").filter(|&cap| cap > 0.0).map(|cap| cap as f32);
-    let sinks = operation.var("sinks").map(|var| planner.operand(var)).transpose()?;
+    let sinks = planner.parameter(operation, "sinks")?;
     let seen = if causal { Seen::Causal { window } } else { Seen::All };
     let (query, key, value) = (planner.operand(query)?, planner.operand(key)?, planner.operand(value)?);
     let (id, len) = planner.output(*out)?;

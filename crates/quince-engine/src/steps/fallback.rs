@@ -48,25 +48,28 @@ pub(crate) fn emit(planner: &mut Planner, operation: &Operation) -> Result<()> {
 }
 
 fn source(planner: &mut Planner, arg: &Arg) -> Result<Source> {
-    let widened = |value: Value| match value {
-        Value::Tensor(tensor) if is_half(tensor.dtype()) => Ok(Value::from(tensor.cast(DType::F32)?)),
-        Value::Weight(weight) if is_half(weight.dtype()) => Ok(Value::from(weight.load()?.cast(DType::F32)?)),
-        Value::String(name) if name == "fp16" => Ok(Value::from("fp32")),
-        other => Ok(other),
-    };
     let var = match arg {
-        Arg::Value(value) => return Ok(Source::Known(widened(value.clone())?)),
+        Arg::Value(value) => return Ok(Source::Known(widened(planner, value)?)),
         Arg::Var(var) => *var,
     };
     Ok(match planner.place(var)? {
-        Place::Const(value) => Source::Known(widened(value)?),
+        Place::Const(value) => Source::Known(widened(planner, &value)?),
         Place::Tensor(index) => Source::Tensor(index),
         _ => Source::Floats(planner.operand(var)?, planner.shape(var)?),
     })
 }
 
-fn is_half(dtype: DType) -> bool {
-    dtype == DType::F16 || dtype == DType::BF16
+/// A value as the engine keeps it, loaded.
+fn widened(planner: &Planner, value: &Value) -> Result<Value> {
+    Ok(match value {
+        Value::Tensor(_) | Value::Weight(_) => {
+            let tensor = planner.tensor(value)?;
+            let half = matches!(tensor.dtype(), DType::F16 | DType::BF16);
+            if half { tensor.cast(DType::F32)?.into() } else { tensor.into() }
+        }
+        Value::String(name) if name == "fp16" => Value::from("fp32"),
+        other => other.clone(),
+    })
 }
 
 fn evaluate(memory: &Memory, op: &dyn Op, entries: &[(String, Vec<Source>)]) -> Result<Vec<Tensor>> {

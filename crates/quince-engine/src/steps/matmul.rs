@@ -4,7 +4,7 @@ use crate::kernels::{self, PackedWeight, Rhs};
 use crate::memory::Operand;
 use crate::planner::{Place, Planner};
 use crate::strided::{View, broadcast, row_major};
-use quince_mil::{Error, Operation, Result, Var};
+use quince_mil::{Operation, Result, Var};
 
 /// `linear`: products of the same x are one step, so that x is prepared once and threads meet once.
 pub(super) fn linear(planner: &mut Planner, operation: &Operation) -> Result<bool> {
@@ -15,10 +15,12 @@ pub(super) fn linear(planner: &mut Planner, operation: &Operation) -> Result<boo
             factors.push((factor, sibling.outputs[0]));
         }
     }
-    if !factors.iter().any(|(_, out)| operation.outputs.first() == Some(out)) {
-        return Ok(false);
+    // If this one is not among them, the others still are done here: they count as done.
+    let done = factors.iter().any(|(_, out)| operation.outputs.first() == Some(out));
+    if !factors.is_empty() {
+        products(planner, operation, x, factors)?;
     }
-    products(planner, operation, x, factors)
+    Ok(done)
 }
 
 /// `logits`.
@@ -46,7 +48,7 @@ impl Factor {
         if weight.cols() == 0 || planner.shape(x)?.last() != Some(&weight.cols()) {
             return Ok(None);
         }
-        let bias = operation.var("bias").map(|var| planner.operand(var)).transpose()?;
+        let bias = planner.parameter(operation, "bias")?;
         Ok(Some(Factor { weight, bias }))
     }
 }
@@ -83,11 +85,11 @@ pub(super) fn conv(planner: &mut Planner, operation: &Operation) -> Result<bool>
     let ones = |param: &str| planner.ints(operation, param).is_none_or(|v| v.iter().all(|&n| n == 1));
     let padded = planner.ints(operation, "pad").is_some_and(|pad| pad.iter().any(|&n| n != 0));
     let pointwise = kernel.len() == x_shape.len() && kernel.len() > 2 && kernel[2..].iter().all(|&n| n == 1);
-    if !pointwise || x_shape[1] != kernel[1] || !ones("strides") || !ones("groups") || padded {
+    if !pointwise || kernel[1] == 0 || x_shape[1] != kernel[1] || !ones("strides") || !ones("groups") || padded {
         return Ok(false);
     }
     let Some(packed) = planner.packed(weight)? else { return Ok(false) };
-    let bias = operation.var("bias").map(|var| planner.operand(var)).transpose()?;
+    let bias = planner.parameter(operation, "bias")?;
     let (batch, channels, positions) = (x_shape[0], kernel[1], x_shape[2..].iter().product::<usize>());
     let accuracy = planner.accuracy(x);
     let source = planner.operand(x)?;
@@ -132,6 +134,10 @@ pub(super) fn matmul(planner: &mut Planner, operation: &Operation) -> Result<boo
     if !planner.dtype(x)?.is_float() || a.len() < 2 || b.len() < 2 {
         return Ok(false);
     }
+    let inner = if transpose_x { a[a.len() - 2] } else { a[a.len() - 1] };
+    if inner == 0 {
+        return Ok(false);
+    }
     if b.len() == 2 && !transpose_x {
         if let (true, Some(packed)) = (transpose_y, planner.packed(y)?) {
             return weighted(planner, operation, x, packed, *out);
@@ -141,7 +147,6 @@ pub(super) fn matmul(planner: &mut Planner, operation: &Operation) -> Result<boo
         }
     }
     let (rows, cols) = (c[c.len() - 2], c[c.len() - 1]);
-    let inner = if transpose_x { a[a.len() - 2] } else { a[a.len() - 1] };
     let outer = &c[..c.len() - 2];
     let (left, right) = (planner.operand(x)?, planner.operand(y)?);
     let (id, len) = planner.output(*out)?;
@@ -192,8 +197,7 @@ fn transposed(planner: &mut Planner, var: Var) -> Result<Option<PackedWeight>> {
     let Operand::Const(values) = planner.operand(var)? else { return Ok(None) };
     let mut turned = vec![0f32; values.len()];
     turn(&[rows, cols]).gather(&values, &mut turned);
-    let weight = PackedWeight::dense(cols, rows, turned.into());
-    Ok(Some(weight.map_err(|e| Error::new(e.to_string()))?))
+    PackedWeight::dense(cols, rows, turned.into()).map(Some)
 }
 
 /// A view that swaps the last two axes of a row-major tensor.

@@ -49,7 +49,7 @@ pub(super) fn layer_norm(planner: &mut Planner, operation: &Operation) -> Result
     let width = shape.last().copied().unwrap_or(1);
     let mut affine = [None, None];
     for (slot, param) in affine.iter_mut().zip(["gamma", "beta"]) {
-        *slot = operation.var(param).map(|var| planner.operand(var)).transpose()?;
+        *slot = planner.parameter(operation, param)?;
     }
     row_step(
         planner,

@@ -3,7 +3,7 @@
 use crate::memory::{Memory, Operand, StateData};
 use crate::planner::{Place, Planner};
 use crate::strided::{View, row_major};
-use quince_mil::{Operation, Result, Tensor, Value, bail};
+use quince_mil::{Operation, Result, Tensor, Value, Var, bail};
 use quince_tensor::f16;
 
 /// `read_state`: names the state's memory; it is copied only where a step cannot read it there.
@@ -20,10 +20,7 @@ pub(super) fn update(planner: &mut Planner, operation: &Operation) -> Result<boo
         return Ok(false);
     };
     let Place::State { state, offset: 0 } = planner.place(x)? else { return Ok(false) };
-    let written_back = planner.defs.users(*out).iter().any(|&user| {
-        let user = &planner.function.block.operations[user];
-        user.op_name() == "write_state" && user.var("input").and_then(|var| planner.state(var)) == Some(state)
-    });
+    let written_back = is_next_value(planner, *out, state);
     let whole = planner.shape(x)?;
     let sizes = planner.shape(update)?;
     let plain = |param: &str| {
@@ -65,6 +62,13 @@ pub(super) fn update(planner: &mut Planner, operation: &Operation) -> Result<boo
     });
     planner.alias_at(*out, Place::State { state, offset: 0 });
     Ok(true)
+}
+
+/// Whether a variable is written to a state before anything else is done with that state.
+fn is_next_value(planner: &Planner, var: Var, state: usize) -> bool {
+    let later = &planner.function.block.operations[planner.now()..];
+    let next = later.iter().find(|operation| operation.var("input").and_then(|var| planner.state(var)) == Some(state));
+    next.is_some_and(|next| next.op_name() == "write_state" && next.var("data") == Some(var))
 }
 
 /// `write_state`: nothing if the value is the state already, else a copy.
