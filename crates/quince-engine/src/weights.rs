@@ -63,7 +63,7 @@ impl Source<'_> {
         let Some((rows, cols)) = matrix(&ty.dims().unwrap_or_default()) else { return Ok(None) };
         let tensor = self.cache.tensor(value)?;
         Ok(match floats(&tensor)? {
-            Some(values) => Some(PackedWeight::dense(rows, cols, values).map_err(wrong)?),
+            Some(values) => Some(PackedWeight::dense(rows, cols, values)?),
             None => None,
         })
     }
@@ -94,7 +94,7 @@ impl Source<'_> {
         }
         let Some(values) = floats(&tables)? else { return Ok(None) };
         let nbits = entries.trailing_zeros() as usize;
-        let weight = PackedWeight::lut(rows, cols, nbits, bytes(&indices)?, &values, axis).map_err(wrong)?;
+        let weight = PackedWeight::lut(rows, cols, nbits, bytes(&indices)?, &values, axis)?;
         Ok(Some(weight))
     }
 
@@ -127,7 +127,7 @@ impl Source<'_> {
         let Some(scale) = floats(&scale)? else { return Ok(None) };
         let offset = offset.map(|offset| bytes(&offset)).transpose()?;
         let grid = [grid.0, grid.1];
-        let weight = PackedWeight::affine(rows, cols, codes, bytes(&data)?, scale, offset, grid).map_err(wrong)?;
+        let weight = PackedWeight::affine(rows, cols, codes, bytes(&data)?, scale, offset, grid)?;
         Ok(Some(weight))
     }
 
@@ -151,7 +151,7 @@ impl Source<'_> {
         };
         let (true, Some(values)) = (by_row, floats(&scale)?) else { return Ok(None) };
         let grid = [scale.len(), 1];
-        let weight = PackedWeight::affine(rows, cols, codes, bytes(&data)?, values, offset, grid).map_err(wrong)?;
+        let weight = PackedWeight::affine(rows, cols, codes, bytes(&data)?, values, offset, grid)?;
         Ok(Some(weight))
     }
 }
@@ -200,9 +200,5 @@ fn floats(tensor: &Tensor) -> Result<Option<Floats>> {
 }
 
 fn bytes(tensor: &Tensor) -> Result<kernels::Bytes> {
-    kernels::Bytes::new(Arc::new(tensor.bytes().clone()), 0, tensor.bytes().len()).map_err(wrong)
-}
-
-fn wrong(error: kernels::WeightError) -> Error {
-    Error::new(error.to_string())
+    kernels::Bytes::new(Arc::new(tensor.bytes().clone()), 0, tensor.bytes().len())
 }

@@ -7,33 +7,9 @@ use std::fmt;
 use std::sync::Arc;
 
 use half::f16;
+use quince_tensor::{Error, Result, bail};
 
 use super::lut_tables::LutTables;
-
-/// What is wrong with the parts that a weight was to be made of.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum WeightError {
-    /// The bytes of a part do not have the length that the shape asks for.
-    #[error("{part} has {found} bytes, expected {expected}")]
-    Length {
-        /// Which part.
-        part: &'static str,
-        /// Its length in bytes.
-        found: usize,
-        /// The length that goes with the shape.
-        expected: usize,
-    },
-    /// A count that must divide a dimension (or be one of a few values) does not.
-    #[error("{what} is {found}, expected {expected}")]
-    Count {
-        /// Which count.
-        what: &'static str,
-        /// Its value.
-        found: usize,
-        /// What would be right, in words.
-        expected: String,
-    },
-}
 
 /// A range of bytes and whoever keeps them alive: a mapped file or a vector.
 #[derive(Clone)]
@@ -48,13 +24,11 @@ impl Bytes {
     ///
     /// # Errors
     /// When the range is not inside.
-    pub fn new(owner: Arc<dyn AsRef<[u8]> + Send + Sync>, start: usize, len: usize) -> Result<Bytes, WeightError> {
+    pub fn new(owner: Arc<dyn AsRef<[u8]> + Send + Sync>, start: usize, len: usize) -> Result<Bytes> {
         let found = owner.as_ref().as_ref().len();
         match start.checked_add(len) {
             Some(end) if end <= found => Ok(Bytes { owner, start, len }),
-            end => {
-                Err(WeightError::Length { part: "owner of a byte range", found, expected: end.unwrap_or(usize::MAX) })
-            }
+            _ => bail!("a range of {len} bytes from {start} on does not lie inside {found} bytes"),
         }
     }
 
@@ -137,7 +111,7 @@ impl Floats {
         }
     }
 
-    fn check(&self, part: &'static str, count: usize) -> Result<(), WeightError> {
+    fn check(&self, part: &'static str, count: usize) -> Result<()> {
         check_length(part, self.bytes(), count.checked_mul(self.width()))
     }
 }
@@ -268,7 +242,7 @@ impl PackedWeight {
     ///
     /// # Errors
     /// When `values` are not `rows · cols`.
-    pub fn dense(rows: usize, cols: usize, values: Floats) -> Result<PackedWeight, WeightError> {
+    pub fn dense(rows: usize, cols: usize, values: Floats) -> Result<PackedWeight> {
         values.check("weight", elements(rows, cols)?)?;
         Ok(PackedWeight { rows, cols, encoding: Encoding::Dense(values) })
     }
@@ -285,9 +259,9 @@ impl PackedWeight {
         indices: Bytes,
         tables: &Floats,
         axis: GroupAxis,
-    ) -> Result<PackedWeight, WeightError> {
+    ) -> Result<PackedWeight> {
         if ![1, 2, 3, 4, 6, 8].contains(&nbits) {
-            return Err(count("nbits of a lookup table", nbits, "1, 2, 3, 4, 6 or 8"));
+            bail!("lookup tables: found indices of {nbits} bits, expected 1, 2, 3, 4, 6 or 8");
         }
         let bits = elements(rows, cols)?.checked_mul(nbits);
         check_length("packed indices", &indices, bits.map(|bits| bits.div_ceil(8)))?;
@@ -296,7 +270,7 @@ impl PackedWeight {
         tables.check("lookup tables", groups.max(1) * entries)?;
         let length = if axis == GroupAxis::Rows { rows } else { cols };
         if !length.is_multiple_of(groups) {
-            return Err(count("number of lookup tables", groups, &format!("a divisor of {length}")));
+            bail!("lookup tables: found {groups}, expected a divisor of {length}");
         }
         let tables = LutTables::new(tables.to_vec(), nbits);
         let lut = Lut { nbits, indices, tables, axis, group: (length / groups).max(1) };
@@ -316,14 +290,12 @@ impl PackedWeight {
         scale: Floats,
         offset: Option<Bytes>,
         grid: [usize; 2],
-    ) -> Result<PackedWeight, WeightError> {
+    ) -> Result<PackedWeight> {
         let bits = elements(rows, cols)?.checked_mul(codes.nbits());
         check_length("quantized data", &data, bits.map(|bits| bits.div_ceil(8)))?;
-        for (what, blocks, length) in
-            [("row blocks of a scale", grid[0], rows), ("column blocks of a scale", grid[1], cols)]
-        {
+        for (what, blocks, length) in [("row blocks", grid[0], rows), ("column blocks", grid[1], cols)] {
             if blocks == 0 || !length.is_multiple_of(blocks) {
-                return Err(count(what, blocks, &format!("a divisor of {length}")));
+                bail!("{what} of a scale: found {blocks}, expected a divisor of {length}");
             }
         }
         let scales = elements(grid[0], grid[1])?;
@@ -405,20 +377,20 @@ pub(crate) fn f32_at(data: &[u8], index: usize) -> f32 {
     f32::from_le_bytes([data[at], data[at + 1], data[at + 2], data[at + 3]])
 }
 
-fn elements(rows: usize, cols: usize) -> Result<usize, WeightError> {
-    rows.checked_mul(cols).ok_or_else(|| count("rows", rows, &format!("fewer, with {cols} columns")))
+fn elements(rows: usize, cols: usize) -> Result<usize> {
+    rows.checked_mul(cols)
+        .ok_or_else(|| Error::new(format!("{rows} rows of {cols} columns are more than memory can address")))
 }
 
-fn check_length(part: &'static str, bytes: &Bytes, expected: Option<usize>) -> Result<(), WeightError> {
+fn check_length(part: &'static str, bytes: &Bytes, expected: Option<usize>) -> Result<()> {
     let found = bytes.as_slice().len();
     if Some(found) == expected {
         return Ok(());
     }
-    Err(WeightError::Length { part, found, expected: expected.unwrap_or(usize::MAX) })
-}
-
-fn count(what: &'static str, found: usize, expected: &str) -> WeightError {
-    WeightError::Count { what, found, expected: expected.to_string() }
+    match expected {
+        Some(expected) => bail!("{part}: found {found} bytes, expected {expected}"),
+        None => bail!("{part}: found {found} bytes, expected more than memory can address"),
+    }
 }
 
 #[cfg(test)]
@@ -449,10 +421,13 @@ mod tests {
         let lut = |len: usize, nbits, tables: &Floats| {
             PackedWeight::lut(4, 4, nbits, vec![0; len].into(), tables, GroupAxis::Rows).map(|_| ()).unwrap_err()
         };
-        assert_eq!(lut(7, 4, &tables).to_string(), "packed indices has 7 bytes, expected 8");
-        assert_eq!(lut(10, 5, &tables).to_string(), "nbits of a lookup table is 5, expected 1, 2, 3, 4, 6 or 8");
+        assert_eq!(lut(7, 4, &tables).to_string(), "packed indices: found 7 bytes, expected 8");
+        assert_eq!(
+            lut(10, 5, &tables).to_string(),
+            "lookup tables: found indices of 5 bits, expected 1, 2, 3, 4, 6 or 8"
+        );
         let three = Floats::from(vec![0.0f32; 48]);
-        assert_eq!(lut(8, 4, &three).to_string(), "number of lookup tables is 3, expected a divisor of 4");
+        assert_eq!(lut(8, 4, &three).to_string(), "lookup tables: found 3, expected a divisor of 4");
         assert!(Bytes::new(Arc::new(vec![0u8; 4]), 2, 3).is_err());
         assert!(Bytes::new(Arc::new(vec![0u8; 4]), usize::MAX, 3).is_err());
         assert!(PackedWeight::dense(usize::MAX, 2, tables).is_err());
