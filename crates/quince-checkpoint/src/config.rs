@@ -14,7 +14,6 @@ const MAX_CONFIG: u64 = 16 << 20;
 #[derive(Clone, Debug)]
 pub struct Config {
     path: PathBuf,
-    text: String,
     value: Value,
 }
 
@@ -32,13 +31,13 @@ impl Config {
     /// # Errors
     /// When the text is not a JSON object.
     pub fn from_text(path: impl Into<PathBuf>, text: impl Into<String>) -> Result<Config> {
-        let (path, text) = (path.into(), text.into());
-        let value: Value = serde_json::from_str(&text)
+        let path = path.into();
+        let value: Value = serde_json::from_str(&text.into())
             .map_err(|error| Error::new(format!("found bad JSON: {error}")).at(path.display()))?;
         if !value.is_object() {
             return Err(Error::new("found JSON that is not an object, expected `{...}`").at(path.display()));
         }
-        Ok(Config { path, text, value })
+        Ok(Config { path, value })
     }
 
     /// The file that it was read from.
@@ -100,20 +99,30 @@ impl Config {
     /// All of it as a typed value: the fields of one architecture.
     ///
     /// # Errors
-    /// Names the missing key, or shows the line whose value is of another type.
+    /// Names the key that is missing, or whose value is of another type.
     pub fn parse<T: DeserializeOwned>(&self) -> Result<T> {
-        // Parsed from the text, not from the value, because only that knows the line.
-        serde_json::from_str(&self.text).map_err(|error| {
-            let line = self.text.lines().nth(error.line().saturating_sub(1)).unwrap_or_default();
+        T::deserialize(&self.value).map_err(|error| {
             let message = error.to_string();
-            let place = format!(" at line {} column {}", error.line(), error.column());
-            let error = match message.strip_suffix(&place) {
-                Some(message) if message.starts_with("missing field") => Error::new(message),
-                Some(message) => Error::new(message).at(format!("line {}, `{}`", error.line(), shown(line.trim()))),
-                None => Error::new(message),
+            let error = match message.strip_prefix("missing field ") {
+                Some(key) => Error::new(format!("found no key {key}")),
+                None => match self.culprit::<T>(&message) {
+                    Some(key) => Error::new(message.as_str()).at(format!("key `{}`", shown(key))),
+                    None => Error::new(message.as_str()),
+                },
             };
             error.at(self.path.display())
         })
+    }
+
+    /// The key without which `T` complains of something else; serde does not tell it.
+    fn culprit<T: DeserializeOwned>(&self, message: &str) -> Option<&str> {
+        let entries = self.value.as_object()?;
+        let found = entries.keys().find(|key| {
+            let mut others = entries.clone();
+            others.remove(*key);
+            T::deserialize(Value::Object(others)).map_or_else(|error| error.to_string() != message, |_| true)
+        });
+        found.map(String::as_str)
     }
 
     /// The keys whose value is the integer `size`, to say where an expected shape came from.
@@ -152,12 +161,12 @@ mod tests {
     }
 
     #[test]
-    fn a_typed_config_shows_the_line_that_is_wrong() {
-        let error = config("{\n \"hidden_size\": \"64\"\n}").parse::<Small>().unwrap_err().to_string();
-        let expected = "m/config.json: line 2, `\"hidden_size\": \"64\"`: invalid type: string \"64\", expected usize";
+    fn a_typed_config_names_the_key_that_is_wrong() {
+        let error = config(r#"{"a": 1, "hidden_size": "64", "z": "64"}"#).parse::<Small>().unwrap_err().to_string();
+        let expected = "m/config.json: key `hidden_size`: invalid type: string \"64\", expected usize";
         assert_eq!(error, expected);
         let error = config("{}").parse::<Small>().unwrap_err().to_string();
-        assert_eq!(error, "m/config.json: missing field `hidden_size`");
+        assert_eq!(error, "m/config.json: found no key `hidden_size`");
     }
 
     #[test]
