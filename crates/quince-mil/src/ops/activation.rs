@@ -198,13 +198,8 @@ impl Op for Softmax {
 mod tests {
     use super::*;
     use crate::op::ArgInfo;
+    use crate::ops::testing::elements_of;
     use half::f16;
-
-    fn run(op: &'static dyn Op, args: Vec<(&'static str, Tensor)>) -> Result<Vec<f32>> {
-        let args = Args::new(op, args.into_iter().map(|(n, t)| (n, vec![ArgInfo::known(t.into())])).collect());
-        op.infer(&args)?;
-        op.eval(&args)?.remove(0).to_f32()
-    }
 
     fn near(found: &[f32], expected: &[f32]) {
         assert_eq!(found.len(), expected.len());
@@ -215,26 +210,26 @@ mod tests {
     fn activations_are_their_formulas() {
         let x = || ("x", Tensor::vector(vec![-2f32, 0.0, 1.0, 8.0]));
         let number = |name, v: f32| (name, Tensor::scalar(v));
-        near(&run(&RELU6, vec![x()]).unwrap(), &[0.0, 0.0, 1.0, 6.0]);
-        near(&run(&SIGMOID, vec![x()]).unwrap(), &[0.119_202_92, 0.5, 0.731_058_6, 0.999_664_66]);
-        near(&run(&SILU, vec![x()]).unwrap(), &[-0.238_405_84, 0.0, 0.731_058_6, 7.997_317]);
-        near(&run(&SOFTPLUS, vec![x()]).unwrap(), &[0.126_928, std::f32::consts::LN_2, 1.313_261_7, 8.000_335]);
-        near(&run(&SOFTSIGN, vec![x()]).unwrap(), &[-2.0 / 3.0, 0.0, 0.5, 8.0 / 9.0]);
-        near(&run(&ELU, vec![x(), number("alpha", 0.5)]).unwrap(), &[-0.432_332_36, 0.0, 1.0, 8.0]);
-        near(&run(&LEAKY_RELU, vec![x(), number("alpha", 0.1)]).unwrap(), &[-0.2, 0.0, 1.0, 8.0]);
-        near(&run(&THRESHOLDED_RELU, vec![x(), number("alpha", 1.0)]).unwrap(), &[0.0, 0.0, 1.0, 8.0]);
+        near(&elements_of(&RELU6, vec![x()]).unwrap(), &[0.0, 0.0, 1.0, 6.0]);
+        near(&elements_of(&SIGMOID, vec![x()]).unwrap(), &[0.119_202_92, 0.5, 0.731_058_6, 0.999_664_66]);
+        near(&elements_of(&SILU, vec![x()]).unwrap(), &[-0.238_405_84, 0.0, 0.731_058_6, 7.997_317]);
+        near(&elements_of(&SOFTPLUS, vec![x()]).unwrap(), &[0.126_928, std::f32::consts::LN_2, 1.313_261_7, 8.000_335]);
+        near(&elements_of(&SOFTSIGN, vec![x()]).unwrap(), &[-2.0 / 3.0, 0.0, 0.5, 8.0 / 9.0]);
+        near(&elements_of(&ELU, vec![x(), number("alpha", 0.5)]).unwrap(), &[-0.432_332_36, 0.0, 1.0, 8.0]);
+        near(&elements_of(&LEAKY_RELU, vec![x(), number("alpha", 0.1)]).unwrap(), &[-0.2, 0.0, 1.0, 8.0]);
+        near(&elements_of(&THRESHOLDED_RELU, vec![x(), number("alpha", 1.0)]).unwrap(), &[0.0, 0.0, 1.0, 8.0]);
         let both = |a, b| vec![x(), number("alpha", a), number("beta", b)];
-        near(&run(&CLAMPED_RELU, both(0.5, 4.0)).unwrap(), &[-1.0, 0.0, 1.0, 4.0]);
-        near(&run(&CLAMPED_RELU, both(-4.0, 6.0)).unwrap(), &[6.0, 0.0, 1.0, 6.0]);
-        near(&run(&SIGMOID_HARD, both(0.2, 0.5)).unwrap(), &[0.1, 0.5, 0.7, 1.0]);
-        near(&run(&SCALED_TANH, both(2.0, 0.5)).unwrap(), &[-1.523_188_3, 0.0, 0.924_234_3, 1.998_658_6]);
+        near(&elements_of(&CLAMPED_RELU, both(0.5, 4.0)).unwrap(), &[-1.0, 0.0, 1.0, 4.0]);
+        near(&elements_of(&CLAMPED_RELU, both(-4.0, 6.0)).unwrap(), &[6.0, 0.0, 1.0, 6.0]);
+        near(&elements_of(&SIGMOID_HARD, both(0.2, 0.5)).unwrap(), &[0.1, 0.5, 0.7, 1.0]);
+        near(&elements_of(&SCALED_TANH, both(2.0, 0.5)).unwrap(), &[-1.523_188_3, 0.0, 0.924_234_3, 1.998_658_6]);
     }
 
     #[test]
     fn gelu_has_three_modes() {
         let x = || ("x", Tensor::vector(vec![-3f32, -1.0, 0.0, 1.0, 3.0]));
         // torch.nn.functional.gelu in float64.
-        near(&run(&Gelu, vec![x()]).unwrap(), &[-0.004_049_694, -0.158_655_26, 0.0, 0.841_344_8, 2.995_950_3]);
+        near(&elements_of(&Gelu, vec![x()]).unwrap(), &[-0.004_049_694, -0.158_655_26, 0.0, 0.841_344_8, 2.995_950_3]);
         let mode = |mode: &str| {
             let given = |v: crate::Value| vec![ArgInfo::known(v)];
             let args = Args::new(&Gelu, vec![("x", given(x().1.into())), ("mode", given(mode.into()))]);
@@ -251,22 +246,22 @@ mod tests {
     fn softmax_does_not_overflow_and_takes_any_axis() {
         let x = Tensor::from_vec([2, 2], [1000f32, 0.0, 1000.0, 0.0].map(f16::from_f32).to_vec()).unwrap();
         let axis = |axis: i32| vec![("x", x.clone()), ("axis", Tensor::scalar(axis))];
-        near(&run(&Softmax, axis(-1)).unwrap(), &[1.0, 0.0, 1.0, 0.0]);
-        near(&run(&Softmax, axis(0)).unwrap(), &[0.5, 0.5, 0.5, 0.5]);
-        assert!(run(&Softmax, axis(2)).is_err());
+        near(&elements_of(&Softmax, axis(-1)).unwrap(), &[1.0, 0.0, 1.0, 0.0]);
+        near(&elements_of(&Softmax, axis(0)).unwrap(), &[0.5, 0.5, 0.5, 0.5]);
+        assert!(elements_of(&Softmax, axis(2)).is_err());
         let x = Tensor::vector(vec![1f32, 2.0, 3.0]);
-        near(&run(&Softmax, vec![("x", x)]).unwrap(), &[0.090_030_57, 0.244_728_48, 0.665_240_94]);
+        near(&elements_of(&Softmax, vec![("x", x)]).unwrap(), &[0.090_030_57, 0.244_728_48, 0.665_240_94]);
     }
 
     #[test]
     fn channels_have_their_own_parameters() {
         let x = || ("x", Tensor::from_vec([1, 2, 2], vec![-1f32, 1.0, -1.0, 1.0]).unwrap());
         let alpha = || ("alpha", Tensor::vector(vec![0.5f32, 2.0]));
-        near(&run(&PRELU, vec![x(), alpha()]).unwrap(), &[-0.5, 1.0, -2.0, 1.0]);
+        near(&elements_of(&PRELU, vec![x(), alpha()]).unwrap(), &[-0.5, 1.0, -2.0, 1.0]);
         let beta = ("beta", Tensor::vector(vec![1f32, -1.0]));
-        let y = run(&SOFTPLUS_PARAMETRIC, vec![x(), alpha(), beta]).unwrap();
+        let y = elements_of(&SOFTPLUS_PARAMETRIC, vec![x(), alpha(), beta]).unwrap();
         near(&y, &[0.156_630_85, 0.656_630_8, 2.626_523_4, 0.626_523_4]);
         let short = ("alpha", Tensor::vector(vec![1f32]));
-        assert_eq!(run(&PRELU, vec![x(), short]).unwrap_err().to_string(), "found alpha [1], expected [2]");
+        assert_eq!(elements_of(&PRELU, vec![x(), short]).unwrap_err().to_string(), "found alpha [1], expected [2]");
     }
 }

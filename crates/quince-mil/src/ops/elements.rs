@@ -1,6 +1,7 @@
 //! Walking over the elements of tensors, for the definitions of operations: strides, broadcasting, groups of elements
 //! along axes, and elementwise functions that round once.
 
+use super::layout::count;
 use crate::{DType, Error, Result, Tensor, bail};
 use half::f16;
 use quince_tensor::{Bytes, Element};
@@ -38,13 +39,6 @@ pub fn broadcast(a: &[usize], b: &[usize]) -> Result<Vec<usize>> {
             _ => bail!("shapes {a:?} and {b:?} do not broadcast"),
         })
         .collect()
-}
-
-/// The number of elements of a shape; an error if memory cannot address them.
-pub fn count(shape: &[usize]) -> Result<usize> {
-    // Half of the address space for the widest element, so that the bytes can be counted as well.
-    let count = shape.iter().try_fold(1usize, |n, &dim| n.checked_mul(dim)).filter(|&n| n <= usize::MAX / 16);
-    count.ok_or_else(|| Error::new(format!("the shape {shape:?} is larger than memory can address")))
 }
 
 /// An empty vector with room for `count` elements; an error if there is no memory for them.

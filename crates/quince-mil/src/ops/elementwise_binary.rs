@@ -154,14 +154,11 @@ fn pow_int(a: i64, b: i64) -> i64 {
 mod tests {
     use super::*;
     use crate::op::ArgInfo;
+    use crate::ops::testing;
     use half::f16;
 
     fn run(op: &'static Binary, x: Tensor, y: Tensor) -> Tensor {
-        let args = Args::new(op, vec![("x", vec![ArgInfo::known(x.into())]), ("y", vec![ArgInfo::known(y.into())])]);
-        let ty = op.infer(&args).unwrap().remove(0);
-        let out = op.eval(&args).unwrap().remove(0);
-        assert_eq!(ty, ValueType::tensor(out.dtype(), out.shape()), "{}", op.name);
-        out
+        testing::run(op, vec![("x", x.into()), ("y", y.into())]).unwrap()
     }
 
     #[test]

@@ -164,12 +164,10 @@ fn with_epsilon(args: &Args, f: impl Fn(f64) -> f64) -> Result<Tensor> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::op::ArgInfo;
+    use crate::ops::testing;
 
     fn run(op: &'static Unary, args: Vec<(&'static str, Tensor)>) -> Tensor {
-        let args = Args::new(op, args.into_iter().map(|(n, t)| (n, vec![ArgInfo::known(t.into())])).collect());
-        op.infer(&args).unwrap();
-        op.eval(&args).unwrap().remove(0)
+        testing::run(op, args.into_iter().map(|(name, tensor)| (name, tensor.into())).collect()).unwrap()
     }
 
     fn of(op: &'static Unary, x: &[f32]) -> Vec<f32> {

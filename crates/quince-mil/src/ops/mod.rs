@@ -5,10 +5,10 @@
 
 use crate::Op;
 
-pub mod elements;
+pub(crate) mod elements;
 #[cfg(test)]
 mod hostile;
-mod layout;
+pub(crate) mod layout;
 pub mod shape_rules;
 pub mod special;
 #[cfg(test)]

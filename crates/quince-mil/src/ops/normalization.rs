@@ -281,13 +281,7 @@ impl Op for LocalResponseNorm {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::op::ArgInfo;
-
-    fn run(op: &'static dyn Op, args: Vec<(&'static str, Tensor)>) -> Result<Vec<f32>> {
-        let args = Args::new(op, args.into_iter().map(|(n, t)| (n, vec![ArgInfo::known(t.into())])).collect());
-        op.infer(&args)?;
-        op.eval(&args)?.remove(0).to_f32()
-    }
+    use crate::ops::testing::elements_of;
 
     fn near(found: &[f32], expected: &[f32]) {
         assert_eq!(found.len(), expected.len());
@@ -299,12 +293,12 @@ mod tests {
         // Mean 2, variance 2/3; with epsilon 1/3 the divisor is 1.
         let x = || ("x", Tensor::from_vec([1, 3], vec![1f32, 2.0, 3.0]).unwrap());
         let epsilon = || ("epsilon", Tensor::scalar(1f32 / 3.0));
-        near(&run(&LayerNorm, vec![x(), epsilon()]).unwrap(), &[-1.0, 0.0, 1.0]);
+        near(&elements_of(&LayerNorm, vec![x(), epsilon()]).unwrap(), &[-1.0, 0.0, 1.0]);
         let axes = ("axes", Tensor::vector(vec![-1i32]));
         let gamma = ("gamma", Tensor::vector(vec![1f32, 2.0, 3.0]));
         let beta = ("beta", Tensor::vector(vec![10f32, 20.0, 30.0]));
-        near(&run(&LayerNorm, vec![x(), axes, gamma.clone(), beta, epsilon()]).unwrap(), &[9.0, 20.0, 33.0]);
-        let error = run(&LayerNorm, vec![x(), gamma]).unwrap_err().to_string();
+        near(&elements_of(&LayerNorm, vec![x(), axes, gamma.clone(), beta, epsilon()]).unwrap(), &[9.0, 20.0, 33.0]);
+        let error = elements_of(&LayerNorm, vec![x(), gamma]).unwrap_err().to_string();
         assert_eq!(error, "found gamma [3], expected [1, 3]");
     }
 
@@ -314,11 +308,11 @@ mod tests {
         let vector = |name, v: [f32; 2]| (name, Tensor::vector(v.to_vec()));
         let epsilon = || ("epsilon", Tensor::scalar(0f32));
         let given = vec![x(), vector("mean", [1.0, 2.0]), vector("variance", [4.0, 1.0]), epsilon()];
-        near(&run(&BatchNorm, given).unwrap(), &[0.0, 1.0, 0.0, 4.0]);
+        near(&elements_of(&BatchNorm, given).unwrap(), &[0.0, 1.0, 0.0, 4.0]);
         let given = vec![x(), vector("gamma", [1.0, 5.0]), vector("beta", [0.0, 1.0]), epsilon()];
-        near(&run(&InstanceNorm, given).unwrap(), &[-1.0, 1.0, -4.0, 6.0]);
+        near(&elements_of(&InstanceNorm, given).unwrap(), &[-1.0, 1.0, -4.0, 6.0]);
         let norm = 50f32.sqrt();
-        near(&run(&L2Norm, vec![x(), epsilon()]).unwrap(), &[1.0 / norm, 3.0 / norm, 2.0 / norm, 6.0 / norm]);
+        near(&elements_of(&L2Norm, vec![x(), epsilon()]).unwrap(), &[1.0 / norm, 3.0 / norm, 2.0 / norm, 6.0 / norm]);
     }
 
     #[test]
@@ -327,6 +321,6 @@ mod tests {
         let scalar = |name, v: f32| (name, Tensor::scalar(v));
         let given = vec![x, ("size", Tensor::scalar(2i32)), scalar("alpha", 2.0), scalar("beta", 1.0)];
         // torch.nn.functional.local_response_norm(x, 2, 2.0, 1.0, 1.0)
-        near(&run(&LocalResponseNorm, given).unwrap(), &[0.5, 2.0 / 6.0, 3.0 / 14.0]);
+        near(&elements_of(&LocalResponseNorm, given).unwrap(), &[0.5, 2.0 / 6.0, 3.0 / 14.0]);
     }
 }

@@ -210,16 +210,12 @@ mod tests {
     use super::*;
     use crate::Dim;
     use crate::op::ArgInfo;
+    use crate::ops::testing;
     use half::f16;
 
     fn run(op: &'static dyn Op, x: &Tensor, more: &[(&'static str, Tensor)]) -> Tensor {
-        let mut args = vec![("x", vec![ArgInfo::known(x.clone().into())])];
-        args.extend(more.iter().map(|(n, t)| (*n, vec![ArgInfo::known(t.clone().into())])));
-        let args = Args::new(op, args);
-        let ty = op.infer(&args).unwrap().remove(0);
-        let out = op.eval(&args).unwrap().remove(0);
-        assert_eq!(ty, ValueType::tensor(out.dtype(), out.shape()), "{}", op.name());
-        out
+        let more = more.iter().map(|(name, tensor)| (*name, tensor.clone().into()));
+        testing::run(op, std::iter::once(("x", x.clone().into())).chain(more).collect()).unwrap()
     }
 
     fn axes(axes: &[i32]) -> (&'static str, Tensor) {

@@ -1,6 +1,7 @@
 //! `select`: elements of one tensor or of another.
 
-use super::elements::{self, Walk, common, count, room, strides_in};
+use super::elements::{self, Walk, common, room, strides_in};
+use super::layout::count;
 use super::shape_rules::broadcast;
 use crate::{Args, DType, Op, Param, Result, Tensor, TensorType, ValueType, bail};
 

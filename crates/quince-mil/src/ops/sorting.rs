@@ -1,6 +1,7 @@
 //! `argsort` and `topk`: elements along an axis in order. Equal elements keep their order, and NaN comes last.
 
-use super::elements::{Groups, count, take};
+use super::elements::{Groups, take};
+use super::layout::count;
 use super::reduction::index_type;
 use super::shape_rules::axis;
 use crate::{Args, DType, Dim, Op, Param, Result, Tensor, TensorType, ValueType, bail};
@@ -147,16 +148,10 @@ impl Sorted {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::op::ArgInfo;
+    use crate::ops::testing;
 
     fn run(op: &'static dyn Op, args: &[(&'static str, crate::Value)]) -> Result<Vec<Tensor>> {
-        let known = |(name, value): &(&'static str, crate::Value)| (*name, vec![ArgInfo::known(value.clone())]);
-        let args = Args::new(op, args.iter().map(known).collect());
-        let types = op.infer(&args)?;
-        let out = op.eval(&args)?;
-        let found: Vec<ValueType> = out.iter().map(|t| ValueType::tensor(t.dtype(), t.shape())).collect();
-        assert_eq!(types, found);
-        Ok(out)
+        testing::run_all(op, &testing::args(op, args.to_vec()))
     }
 
     #[test]

@@ -26,6 +26,11 @@ pub fn run(op: &dyn Op, values: Vec<(&str, Value)>) -> Result<Tensor> {
     Ok(results.remove(0))
 }
 
+/// The elements of the only result of an operation on these tensors.
+pub fn elements_of(op: &dyn Op, values: Vec<(&str, Tensor)>) -> Result<Vec<f32>> {
+    run(op, values.into_iter().map(|(name, tensor)| (name, tensor.into())).collect())?.to_f32()
+}
+
 /// A tensor of floats.
 pub fn f32s(shape: &[usize], values: &[f32]) -> Value {
     Tensor::from_vec(shape, values.to_vec()).unwrap().into()

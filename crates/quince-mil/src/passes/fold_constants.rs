@@ -67,7 +67,7 @@ fn compute(operation: &Operation, vars: &[VarInfo], known: &HashMap<Var, Value>)
     })?;
     let types = op.infer(&args)?;
     let declared = operation.outputs.iter().map(|var| &vars[var.0 as usize].ty);
-    let size = |ty: &ValueType| ty.as_tensor().and_then(|t| crate::ops::elements::count(&t.dims()?).ok());
+    let size = |ty: &ValueType| ty.as_tensor().and_then(|t| crate::ops::layout::count(&t.dims()?).ok());
     let fits = types.len() == operation.outputs.len() && types.iter().zip(declared).all(|(ty, d)| d.fits(ty));
     if !fits || types.iter().any(|ty| size(ty).is_none_or(|size| size > MAX_ELEMENTS)) {
         return Err(Error::new("the results are large, or not what is declared"));
