@@ -1,4 +1,20 @@
-//! Palettization and linear quantization: passes from program to program
+//! Palettization and linear quantization: passes from program to program.
+//!
+//! [`compress`] goes through the functions of a program, finds for each weight the rule of an [`OptimizationConfig`] that
+//! is about it, and puts in place of the constant the `constexpr_*` operation of the rule's [`Scheme`] over lazy weights:
+//! k-means runs when they are written, one at a time. [`palettize()`] and [`quantize_linear`] do it for a single weight.
+//!
+//! ```
+//! use quince_compress::{Nbits, OptimizationConfig, PaletteMode, Scheme};
+//!
+//! let scheme = Scheme::Palettize { nbits: Nbits::new(4)?, mode: PaletteMode::KMeans, group_size: Some(16) };
+//! let mut config = OptimizationConfig::all(scheme);
+//! config.add_mixed_precision("attention=6,lm_head=none", scheme)?;
+//! # Ok::<(), quince_mil::Error>(())
+//! ```
+//!
+//! This crate reads and writes no file and knows no architecture: it works on any program, also on one read from a
+//! package. The number of threads never changes what comes out.
 
 mod assign;
 mod bits;

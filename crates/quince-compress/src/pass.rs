@@ -13,7 +13,7 @@
 
 use crate::{Axes, Component, OptimizationConfig, Scheme, Selector};
 use quince_mil::{Arg, Defs, Function, Operation, Opset, Program, Result, Var, Weight, bail};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// What the rules did.
 #[derive(Clone, Debug, Default)]
@@ -47,7 +47,8 @@ pub struct RuleReport {
 /// # Errors
 /// When a rule touches nothing, or a function's opset is older than the operations that schemes need.
 pub fn compress(program: &mut Program, config: &OptimizationConfig) -> Result<Report> {
-    let mut pass = Pass { config, report: Report::default(), done: HashMap::new(), left: BTreeMap::new() };
+    let mut pass =
+        Pass { config, report: Report::default(), done: HashMap::new(), kept: HashSet::new(), left: BTreeMap::new() };
     for rule in &config.rules {
         pass.report.rules.push(RuleReport {
             selector: rule.selector.clone(),
@@ -76,7 +77,10 @@ type Compressed = (quince_mil::OpKind, Vec<(String, Vec<Arg>)>);
 struct Pass<'a> {
     config: &'a OptimizationConfig,
     report: Report,
+    /// By identity: what became of a weight, which lives on in it.
     done: HashMap<usize, Compressed>,
+    /// The weights that a rule wants as they are, by rule and name.
+    kept: HashSet<(usize, String)>,
     left: BTreeMap<String, String>,
 }
 
@@ -87,7 +91,8 @@ impl Pass<'_> {
         for (index, operation) in function.block.operations.iter().enumerate() {
             let (Some(value), [var]) = (operation.constant(), &operation.outputs[..]) else { continue };
             let Some(weight) = value.weight(&function.var(*var).name) else { continue };
-            let Some(axes) = axes(function, &defs, *var) else { continue };
+            // Integers are indices and the like, not weights.
+            let Some(axes) = axes(function, &defs, *var).filter(|_| weight.dtype().is_float()) else { continue };
             if let Some(compressed) = self.weight(&weight, &function.var(*var).name, axes)? {
                 changes.push((index, compressed));
             }
@@ -107,11 +112,13 @@ impl Pass<'_> {
         let Some(number) = self.config.rule_for(name) else { return Ok(None) };
         let rule = &self.config.rules[number];
         let Some(scheme) = rule.scheme else {
-            self.count(number, weight, weight.byte_len());
+            if self.kept.insert((number, name.to_owned())) {
+                self.count(number, weight, weight.byte_len());
+            }
             return Ok(None);
         };
         let named = matches!(rule.selector, Selector::Name(_));
-        if !weight.dtype().is_float() || (weight.len() < self.config.weight_threshold && !named) {
+        if weight.len() < self.config.weight_threshold && !named {
             let reason = format!("{} elements are fewer than {}", weight.len(), self.config.weight_threshold);
             self.left.insert(name.to_owned(), reason);
             return Ok(None);
@@ -208,4 +215,81 @@ fn axes(function: &Function, defs: &Defs, var: Var) -> Option<Use> {
         };
     }
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test_weights::weight;
+    use crate::{Nbits, PaletteMode};
+    use quince_mil::{Builder, DType, Flexibility, Tensor, ValueType, eval, verify};
+
+    /// Two functions that multiply with the same two weights, one of which has 64 rows and one 3.
+    fn program() -> Program {
+        let weights = [weight(&[64, 48], DType::F16, 1), weight(&[3, 64], DType::F16, 2)];
+        let names = ["mlp.up_proj.weight", "lm_head.weight"];
+        let function = |name: &str| {
+            let mut b = Builder::new(Function::new(name, Opset::CoreML8));
+            let mut x = b.input("x", ValueType::tensor(DType::F16, &[2, 48]), Flexibility::Fixed);
+            for (weight, name) in weights.iter().zip(names) {
+                let weight = b.weight(&weight.renamed(name));
+                x = b.op("linear", &format!("{name}.y"), &[("x", x.into()), ("weight", weight.into())]).unwrap();
+            }
+            b.finish(vec![x])
+        };
+        Program { functions: vec![function("init"), function("decode")], ..Program::default() }
+    }
+
+    fn run(function: &Function) -> Vec<f32> {
+        let x = weight(&[2, 48], DType::F16, 3).load().unwrap();
+        let outputs = eval::run(function, &[("x".to_owned(), x)].into(), &mut eval::Tensors::new()).unwrap();
+        outputs.values().flat_map(|tensor: &Tensor| tensor.to_f32().unwrap()).collect()
+    }
+
+    fn palette(bits: usize) -> Scheme {
+        Scheme::Palettize { nbits: Nbits::new(bits).unwrap(), mode: PaletteMode::KMeans, group_size: None }
+    }
+
+    #[test]
+    fn weights_become_palettes_once_for_all_functions_and_keep_their_values() {
+        let mut program = program();
+        let before = run(&program.functions[0]);
+        let mut config = OptimizationConfig::all(palette(8));
+        config.add_mixed_precision("lm_head=none", palette(8)).unwrap();
+        let report = compress(&mut program, &config).unwrap();
+        verify::program(&program).unwrap();
+        let ids = |function: &Function| -> Vec<(String, Vec<usize>)> {
+            let weights = |operation: &Operation| {
+                let values = operation.inputs.iter().flat_map(|(_, args)| args).filter_map(|arg| match arg {
+                    Arg::Value(value) => value.weight("").map(|weight| weight.id()),
+                    Arg::Var(_) => None,
+                });
+                (operation.op_name().to_owned(), values.collect())
+            };
+            function.block.operations.iter().map(weights).collect()
+        };
+        let found = ids(&program.functions[0]);
+        let ops: Vec<&str> = found.iter().map(|(op, _)| op.as_str()).collect();
+        assert_eq!(ops, ["constexpr_lut_to_dense", "linear", "const", "linear"]);
+        assert_eq!(found, ids(&program.functions[1]));
+        let counts: Vec<(usize, usize)> = report.rules.iter().map(|rule| (rule.weights, rule.parameters)).collect();
+        assert_eq!(counts, [(1, 64 * 48), (1, 3 * 64)]);
+        assert_eq!((report.rules[0].bytes_before, report.rules[0].bytes_after), (2 * 64 * 48, 64 * 48 + 2 * 256));
+        for (a, b) in run(&program.functions[1]).iter().zip(&before) {
+            assert!((a - b).abs() < 1e-3, "found {a}, expected {b}");
+        }
+    }
+
+    #[test]
+    fn what_is_left_is_told_and_a_rule_for_nothing_is_an_error() {
+        let mut config = OptimizationConfig::all(palette(4));
+        let report = compress(&mut program(), &config).unwrap();
+        assert_eq!(report.left, [("lm_head.weight".to_owned(), "192 elements are fewer than 2048".to_owned())]);
+        config.add_mixed_precision("attention=6", palette(4)).unwrap();
+        let error = compress(&mut program(), &config).unwrap_err().to_string();
+        assert!(
+            error.starts_with("the rule for attention touched no weight; hint: left as they are: lm_head"),
+            "{error}"
+        );
+    }
 }

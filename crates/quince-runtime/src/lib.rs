@@ -1,4 +1,16 @@
-//! Text in, text out: tokenizer, chat template, sampler, generation, validation, benchmark
+//! Text in, text out: tokenizer, chat template, sampler, generation, validation, benchmark.
+//!
+//! ```text
+//! Bundle ─▶ Tokenizer, ChatTemplate ──▶ prompt ─▶ Session<Decoder> ─▶ logits ─▶ Sampler ─▶ tokens ─▶ TextStream ─▶ text
+//!       └─▶ Package ─▶ Engine ─▶ Decoder ──────────────┘                └─▶ metrics ─▶ Validation, perplexity, Bench
+//! ```
+//!
+//! A [`Decoder`] runs any program that takes tokens and gives logits, whatever cache it has; a [`Session`] remembers what
+//! is in the cache, so that prompts that begin alike are computed from where they differ; [`validate()`] compares a
+//! candidate with the reference, measure by measure, each with its [`Thresholds`].
+//!
+//! This crate prints nothing, knows no architecture and never looks at a checkpoint: what a model is, the program of its
+//! package says. The same seed and logits choose the same tokens on every machine.
 
 mod bench;
 mod bundle;
