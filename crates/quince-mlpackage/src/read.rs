@@ -209,7 +209,7 @@ impl Reader<'_> {
                 types::from_proto(output.r#type.as_ref()).map_err(|e| e.at(format!("output `{}`", output.name)))?;
             operation.outputs.push(self.define(&output.name, ty)?);
         }
-        self.check_constant(&operation)?;
+        check_constant(&self.function, &operation)?;
         Ok(operation)
     }
 
@@ -231,20 +231,21 @@ impl Reader<'_> {
         }
         Ok(())
     }
+}
 
-    fn check_constant(&self, operation: &Operation) -> Result<()> {
-        if operation.op_name() != "const" {
-            return Ok(());
-        }
-        let (Some(value), [output]) = (operation.constant(), &operation.outputs[..]) else {
-            bail!("found no value or no output, expected one attribute `val` and one output");
-        };
-        let (found, expected) = (value.value_type(), self.function.ty(*output));
-        if found != *expected {
-            bail!("found a value of type {found}, expected the declared {expected}");
-        }
-        Ok(())
+/// Refuses a `const` operation without a value, or with one of another type than its variable has.
+pub fn check_constant(function: &Function, operation: &Operation) -> Result<()> {
+    if operation.op_name() != "const" {
+        return Ok(());
     }
+    let (Some(value), [output]) = (operation.constant(), &operation.outputs[..]) else {
+        bail!("found no value or no output, expected one attribute `val` and one output");
+    };
+    let (found, expected) = (value.value_type(), function.ty(*output));
+    if found != *expected {
+        bail!("found a value of type {found}, expected the declared {expected}");
+    }
+    Ok(())
 }
 
 /// Whether an operation computes a constant when the model is loaded.

@@ -10,7 +10,7 @@ use quince_tensor::{DType, Error, Result, Tensor, Weight, bail};
 use crate::blob::{self, BlobWriter, Stored};
 use crate::names::Names;
 use crate::proto::mil::{self, argument, value::BlobFileValue, value::Value as Place};
-use crate::read::{MODEL_PATH, is_constexpr};
+use crate::read::{MODEL_PATH, check_constant, is_constexpr};
 use crate::{types, value};
 
 /// Constants with fewer elements are stored in place, as coremltools does.
@@ -232,22 +232,8 @@ impl Writer<'_, '_> {
         for &output in &operation.outputs {
             message.outputs.push(self.define(output)?);
         }
-        self.check_constant(operation)?;
+        check_constant(self.function, operation)?;
         out.push(message);
-        Ok(())
-    }
-
-    fn check_constant(&self, operation: &Operation) -> Result<()> {
-        if operation.op_name() != "const" {
-            return Ok(());
-        }
-        let (Some(value), [output]) = (operation.constant(), &operation.outputs[..]) else {
-            bail!("found no value or no output, expected one attribute `val` and one output");
-        };
-        let (found, declared) = (value.value_type(), self.function.ty(*output));
-        if found != *declared {
-            bail!("found a value of type {found}, expected the declared {declared}");
-        }
         Ok(())
     }
 
