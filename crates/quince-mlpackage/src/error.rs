@@ -13,13 +13,19 @@ pub(crate) fn wrong(file: &Path, place: impl Display, problem: impl Into<String>
 
 /// The system refused to `act` on `file`.
 pub(crate) fn refused(act: &str, file: &Path, source: &io::Error) -> Error {
-    let error = Error::new(format!("cannot {act}: {source}")).at(file.display());
+    // Rust adds the number of the error, which tells people nothing.
+    let reason = source.to_string();
+    let reason = reason.split(" (os error").next().unwrap_or(&reason);
+    let error = Error::new(format!("cannot {act}: {reason}")).at(file.display());
     match source.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
             error.hint("free some space or write to another disk")
         }
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
             error.hint("check the owner and the permissions, or choose another place")
+        }
+        io::ErrorKind::NotFound if act.starts_with("create") => {
+            error.hint("the directory around it is not there: make it first")
         }
         io::ErrorKind::NotFound => error.hint("check the path"),
         _ => error,

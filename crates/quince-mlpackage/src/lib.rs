@@ -12,6 +12,7 @@ mod names;
 mod package;
 mod proto;
 mod read;
+mod staged;
 #[cfg(test)]
 mod tests;
 mod types;
@@ -21,3 +22,4 @@ mod write;
 pub use error::{Error, Result};
 pub use package::{Package, Written};
 pub use proto::model::Metadata;
+pub use staged::Staged;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use prost::Message;
 use quince_mil::{Function, Program};
@@ -14,8 +14,12 @@ use crate::manifest::{MODEL_PATH, Manifest, WEIGHTS_PATH};
 use crate::names::{self, Names};
 use crate::proto::model::{FeatureDescription, FunctionDescription, Metadata, Model, ModelDescription};
 use crate::proto::{self, mil};
+use crate::staged::Staged;
 use crate::write::Store;
 use crate::{interface, read, value, write};
+
+/// The longest `model.mlmodel` that is read, in bytes: a protobuf message cannot be longer. Weights are not in it.
+const MAX_MODEL: u64 = (1 << 31) - 1;
 
 /// An ML Program package in memory; its weights stay in their files until asked for.
 #[derive(Clone, Debug)]
@@ -63,7 +67,7 @@ impl Package {
     pub fn read(directory: &Path) -> Result<Package> {
         let manifest = Manifest::read(directory)?;
         let file = manifest.model(directory);
-        let bytes = fs::read(&file).map_err(|e| refused("read", &file, &e))?;
+        let bytes = read_model(&file)?;
         let mut package = Package::from_bytes(&bytes, &file)?;
         package.origin.extras = manifest.extras(directory)?;
         Ok(package)
@@ -91,14 +95,14 @@ impl Package {
     /// When the program cannot be a package (the place says where), when a weight cannot be loaded, and when the system
     /// refuses to write.
     pub fn write(&self, directory: &Path, on_weight: &mut dyn FnMut(&Weight) -> Result<()>) -> Result<Written> {
-        let partial = Partial::create(directory)?;
-        let data = partial.path.join("Data");
+        let staged = Staged::create(directory, is_package)?;
+        let data = staged.path().join("Data");
         let weights = data.join(WEIGHTS_PATH);
         fs::create_dir_all(&weights).map_err(|e| refused("create", &weights, &e))?;
         let weight_file = weights.join("weight.bin");
 
         let mut store = Store::create(&weight_file, on_weight)?;
-        let model = self.to_model(&mut store).map_err(|e| e.at(directory.display()))?;
+        let model = self.to_model(&mut store)?;
         let stored = store.finish()?;
 
         let bytes = model.encode_to_vec();
@@ -109,8 +113,8 @@ impl Package {
         }
         let content = Sha256::new().chain_update(&bytes).chain_update(stored.hash).finalize().into();
         let manifest = Manifest::new(&content, stored.blobs > 0);
-        manifest.with_extras(&self.origin.extras, &partial.path)?.write(&partial.path)?;
-        partial.finish(directory)?;
+        manifest.with_extras(&self.origin.extras, &staged.path())?.write(&staged.path())?;
+        staged.finish()?;
         let weight_bytes = if stored.blobs == 0 { 0 } else { stored.bytes };
         Ok(Written { model_bytes: bytes.len() as u64, weight_bytes, blobs: stored.blobs })
     }
@@ -204,6 +208,19 @@ impl Package {
     }
 }
 
+/// The bytes of a `model.mlmodel`, if it is a file that can be one.
+fn read_model(file: &Path) -> Result<Vec<u8>> {
+    let found = fs::metadata(file).map_err(|e| refused("read", file, &e))?;
+    if !found.is_file() {
+        return Err(wrong(file, "model", "found a directory, pipe or device, expected a file"));
+    }
+    if found.len() > MAX_MODEL {
+        let problem = format!("found {} bytes, expected at most {MAX_MODEL}, the limit of the format", found.len());
+        return Err(wrong(file, "model", problem));
+    }
+    fs::read(file).map_err(|e| refused("read", file, &e))
+}
+
 fn from_model(model: Model, file: &Path) -> Result<Package> {
     let Some(message) = model.ml_program else { bail!("found no program, expected an ML Program") };
     if message.version != 1 {
@@ -258,64 +275,7 @@ fn interfaces<'a>(
     }
 }
 
-/// A directory under a name that nothing takes for finished; removed unless it is finished.
-struct Partial {
-    path: PathBuf,
-    finished: bool,
-}
-
-impl Partial {
-    /// Makes the directory beside its destination, in place of one that an earlier run left behind.
-    fn create(destination: &Path) -> Result<Partial> {
-        let Some(name) = destination.file_name() else {
-            return Err(wrong(destination, "output", "it has no name").hint("give a path such as model.mlpackage"));
-        };
-        if destination.exists() && !is_replaceable(destination) {
-            return Err(wrong(destination, "output", "it exists and is not a package")
-                .hint("choose another name, or remove it yourself"));
-        }
-        let mut hidden = std::ffi::OsString::from(".");
-        hidden.push(name);
-        hidden.push(".partial");
-        let path = destination.with_file_name(hidden);
-        if path.exists() {
-            fs::remove_dir_all(&path).map_err(|e| refused("remove what an earlier run left", &path, &e))?;
-        }
-        fs::create_dir(&path).map_err(|e| refused("write a package here", destination, &e))?;
-        Ok(Partial { path, finished: false })
-    }
-
-    fn finish(mut self, destination: &Path) -> Result<()> {
-        let replaced = self.path.with_extension("replaced");
-        if !destination.exists() {
-            fs::rename(&self.path, destination).map_err(|e| refused("rename to", destination, &e))?;
-            self.finished = true;
-            return Ok(());
-        }
-        if replaced.exists() {
-            fs::remove_dir_all(&replaced).map_err(|e| refused("remove", &replaced, &e))?;
-        }
-        fs::rename(destination, &replaced).map_err(|e| refused("replace", destination, &e))?;
-        if let Err(e) = fs::rename(&self.path, destination) {
-            // What was there comes back; if even that fails, it stays under the other name.
-            drop(fs::rename(&replaced, destination));
-            return Err(refused("rename to", destination, &e));
-        }
-        self.finished = true;
-        fs::remove_dir_all(&replaced).map_err(|e| refused("remove", &replaced, &e))
-    }
-}
-
-impl Drop for Partial {
-    fn drop(&mut self) {
-        if !self.finished {
-            // Nothing more can be done about a directory that cannot be removed; its name says that it is not whole.
-            drop(fs::remove_dir_all(&self.path));
-        }
-    }
-}
-
-fn is_replaceable(path: &Path) -> bool {
-    let empty = || fs::read_dir(path).is_ok_and(|mut entries| entries.next().is_none());
-    path.join("Manifest.json").is_file() || empty()
+/// Whether a path is a package, as far as file names tell.
+fn is_package(path: &Path) -> bool {
+    path.join("Manifest.json").is_file()
 }

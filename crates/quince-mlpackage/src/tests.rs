@@ -204,7 +204,7 @@ fn a_failure_leaves_nothing() {
 
     fs::create_dir(&out).unwrap();
     fs::write(out.join("letter.txt"), "not a package").unwrap();
-    assert!(write(&package, &out).unwrap_err().to_string().contains("not a package"));
+    assert!(write(&package, &out).unwrap_err().to_string().contains("neither a package nor"));
     assert!(out.join("letter.txt").exists());
 }
 

@@ -3,6 +3,7 @@
 use crate::console::{Console, Counted};
 use crate::failure::{Result, refused};
 use crate::interrupt;
+use crate::output;
 use crate::stored;
 use crate::units;
 use quince_checkpoint::{Checkpoint, sha256};
@@ -82,6 +83,7 @@ impl Draft {
 pub fn write_package(package: &Package, destination: &Path, console: &Console) -> Result<Written> {
     let total = stored::weights(&package.program).iter().map(|weight| weight.bytes).sum();
     let _cooperating = interrupt::cooperate();
+    let _guarded = output::guarded(destination);
     let bar = console.bar("writing weights", total, Counted::Bytes);
     let mut current = 0;
     let written = package.write(destination, &mut |weight| {

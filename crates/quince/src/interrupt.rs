@@ -6,7 +6,7 @@
 
 use quince_tensor::{Error, Result};
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 
@@ -72,14 +72,19 @@ pub fn check() -> Result<()> {
     }
 }
 
+/// As long as it lives, a directory is removed should the program end at once.
+pub struct Guarded(Option<PathBuf>);
+
 /// Has a directory removed should the program end at once.
-pub fn guard(path: &Path) {
-    temporary().push(path.to_path_buf());
+pub fn guard(path: Option<PathBuf>) -> Guarded {
+    temporary().extend(path.clone());
+    Guarded(path)
 }
 
-/// Takes back [`guard`].
-pub fn release(path: &Path) {
-    temporary().retain(|guarded| guarded != path);
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        temporary().retain(|path| Some(path) != self.0.as_ref());
+    }
 }
 
 fn temporary() -> MutexGuard<'static, Vec<PathBuf>> {

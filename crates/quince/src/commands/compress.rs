@@ -6,7 +6,7 @@ use crate::console::Console;
 use crate::failure::{Failure, Result};
 use crate::options::compression::{self, CompressionArgs};
 use crate::options::target::Units;
-use crate::output::{self, Existing, Staged};
+use crate::output::{self, Existing, Output};
 use quince_compress::compress;
 use quince_runtime::Bundle;
 use std::path::PathBuf;
@@ -57,9 +57,9 @@ pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
     match bundle.manifest() {
         None => drop(bundling::write_package(&package, &args.output, console)?),
         Some(manifest) => {
-            let staged = Staged::create(&args.output, existing)?;
+            let staged = Output::create(&args.output, existing)?;
             let draft = Draft::of_manifest(manifest, bundle.directory());
-            bundling::write_bundle(&package, draft, staged.path(), console)?;
+            bundling::write_bundle(&package, draft, &staged.path(), console)?;
             staged.finish()?;
         }
     }
