@@ -79,7 +79,7 @@ pub fn convert(checkpoint: &Checkpoint, options: &Options) -> Result<Converted> 
     let functions: Vec<FunctionSpec> = names.iter().map(|&name| options.spec(name, &names, context)).collect();
     let program = lower(&semantic, target, &settings, &functions)?;
     let kv_geometry = kv_geometry(&semantic, context)?;
-    let mut warnings = Vec::new();
+    let mut warnings = options.without_effect(&names);
     if context > semantic.max_positions {
         let trained = semantic.max_positions;
         warnings.push(format!("the context is {context} tokens, but the model was made for {trained}"));
@@ -100,20 +100,18 @@ impl Options {
                 bail!("the function `{name}` is asked for twice");
             }
         }
-        let unused = |given: Option<usize>, name| given.is_some() && !names.contains(&name);
-        if unused(self.length, FunctionName::Full) {
-            bail!(
-                "a length is given, but not the function `full` that it is for";
-                hint: "add `full` to the functions"
-            );
-        }
-        if unused(self.prefill_length, FunctionName::Init) {
-            bail!(
-                "a prefill length is given, but not the function `init` that it is for";
-                hint: "add `init` to the functions"
-            );
-        }
         Ok(names)
+    }
+
+    /// Options for functions that are not asked for: no error, because scripts give them always.
+    fn without_effect(&self, names: &[FunctionName]) -> Vec<String> {
+        let options = [
+            ("the length", self.length.is_some(), FunctionName::Full),
+            ("the prefill length", self.prefill_length.is_some(), FunctionName::Init),
+            ("asking for all logits", self.logits == LogitsOf::All, FunctionName::Init),
+        ];
+        let unused = options.into_iter().filter(|(_, given, name)| *given && !names.contains(name));
+        unused.map(|(what, _, name)| format!("{what} has no effect: the package has no function `{name}`")).collect()
     }
 
     fn context_of(&self, names: &[FunctionName], semantic: &Semantic) -> usize {

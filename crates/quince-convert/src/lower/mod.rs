@@ -7,6 +7,7 @@
 
 mod attention;
 mod cache;
+mod finite;
 mod gpu;
 mod last;
 mod positions;

@@ -1,6 +1,7 @@
 //! Goes through a semantic program and writes a function of the lowered one.
 
 use super::cache::Cache;
+use super::finite::finite;
 use super::last::only_last;
 use super::positions::Positions;
 use super::{FunctionKind, FunctionSpec, Length, LogitsOf, Rule, Settings};
@@ -207,7 +208,7 @@ impl<'a> Writer<'a> {
         match value {
             Value::Weight(weight) if weight.dtype().is_float() => {
                 let stored = self.semantic.stored(weight);
-                let converted = self.shared.weights.entry(weight.id()).or_insert_with(|| stored.cast(dtype));
+                let converted = self.shared.weights.entry(weight.id()).or_insert_with(|| finite(&stored.cast(dtype)));
                 Ok(self.builder.weight(converted))
             }
             value => {
