@@ -150,7 +150,7 @@ impl Bundle {
         if let Err(error) = std::fs::metadata(path) {
             bail!("{}: cannot open the bundle: {error}", path.display(); hint: "`quince convert MODEL -o BUNDLE` makes one");
         }
-        if path.join(PACKAGE).is_dir() || path.join(MANIFEST).is_file() && !is_package(path) {
+        if path.join(PACKAGE).is_dir() || has_manifest(path) && !is_package(path) {
             let manifest = Manifest::read(&path.join(MANIFEST))?;
             manifest.check_sizes(path).map_err(|e| e.at(path.display()))?;
             return Ok(Bundle { directory: path.into(), package: path.join(PACKAGE), manifest: Some(manifest) });
@@ -175,7 +175,7 @@ impl Bundle {
 
     /// Whether a path looks like a bundle or a package, judged by file names alone.
     pub fn recognizes(path: &Path) -> bool {
-        path.join(PACKAGE).is_dir() || is_package(path)
+        path.join(PACKAGE).is_dir() || has_manifest(path) || is_package(path)
     }
 
     /// Where tokenizer and manifest lie: the bundle, or the directory around a package alone.
@@ -208,6 +208,12 @@ impl Bundle {
     pub fn tokenizer(&self) -> Result<Tokenizer> {
         Tokenizer::from_dir(&self.directory)
     }
+}
+
+/// Whether there is the manifest of a bundle. `Manifest.json` of a package has the same name where case is not told
+/// apart.
+fn has_manifest(path: &Path) -> bool {
+    path.join(MANIFEST).is_file() && !path.join("Data").is_dir()
 }
 
 fn is_package(path: &Path) -> bool {
@@ -244,8 +250,13 @@ impl Manifest {
         let bad = |e: serde_json::Error| Error::new(format!("found no manifest of a bundle: {e}"));
         let versions: Versions = serde_json::from_str(text).map_err(bad)?;
         let own = env!("CARGO_PKG_VERSION");
-        let newer = |oldest: &str| version_numbers(oldest) > version_numbers(own);
-        if versions.format > Manifest::FORMAT || newer(&versions.oldest_runtime) {
+        if versions.format > Manifest::FORMAT {
+            bail!(
+                "found layout {} of a bundle, expected at most {}", versions.format, Manifest::FORMAT;
+                hint: "update quince, or convert the model again with this version"
+            );
+        }
+        if version_numbers(&versions.oldest_runtime) > version_numbers(own) {
             bail!(
                 "found a bundle for quince {} or newer, expected one for {own}", shown(&versions.oldest_runtime);
                 hint: "update quince, or convert the model again with this version"
@@ -332,7 +343,7 @@ mod tests {
         assert!(error.starts_with("found a bundle for quince 99.0.0 or newer"), "{error}");
         // A newer layout is told by its version even when it has none of today's fields.
         let error = Manifest::parse(r#"{"format": 2, "oldest_runtime": "0.9.0"}"#).unwrap_err().to_string();
-        assert!(error.starts_with("found a bundle for quince 0.9.0 or newer"), "{error}");
+        assert!(error.starts_with("found layout 2 of a bundle, expected at most 1"), "{error}");
         for path in ["../x", "/etc/passwd", "a/../../b", ""] {
             let mut out = manifest();
             out.files[0].path = path.into();
@@ -350,6 +361,16 @@ mod tests {
         assert!(error.contains("model.mlpackage/Manifest.json: found 4 bytes, expected 3"), "{error}");
         std::fs::write(directory.path().join(PACKAGE).join("Manifest.json"), "3by").unwrap();
         assert_eq!(Bundle::open(directory.path()).unwrap().manifest(), Some(&manifest()));
+    }
+
+    #[test]
+    fn a_bundle_without_its_package_is_no_checkpoint() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("config.json"), "{}").unwrap();
+        std::fs::write(directory.path().join(MANIFEST), manifest().to_json()).unwrap();
+        assert!(Bundle::recognizes(directory.path()));
+        let error = Bundle::open(directory.path()).unwrap_err().to_string();
+        assert!(error.contains("model.mlpackage/Manifest.json: cannot read a file of the bundle"), "{error}");
     }
 
     #[test]

@@ -51,7 +51,11 @@ impl Default for SamplerOptions {
 }
 
 impl SamplerOptions {
-    fn check(&self) -> Result<()> {
+    /// Whether every option is in its range.
+    ///
+    /// # Errors
+    /// When one is not; the message names it.
+    pub fn check(&self) -> Result<()> {
         let rules = [
             ("temperature", self.temperature, self.temperature >= 0.0, "0 or more"),
             ("top_p", self.top_p, self.top_p > 0.0 && self.top_p <= 1.0, "more than 0 and at most 1"),
@@ -228,7 +232,7 @@ pub(crate) fn most_likely(logits: &[f32]) -> Result<u32> {
             let wrong = logits.iter().filter(|logit| logit.is_nan() || **logit == f32::INFINITY).count();
             let found = format!("logit of token {token}: found {logit} ({wrong} of {} are not finite)", logits.len());
             return Err(Error::new(found).hint(
-                "the model overflowed; run it with --precision float32 to see whether float16 is too small for it",
+                "the model overflowed; try --precision exact, or convert it with --compute-precision float32",
             ));
         }
         if logit > best.0 {
