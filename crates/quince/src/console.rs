@@ -11,6 +11,9 @@ use std::io::{IsTerminal, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
+/// The most threads for each processor: more would only wait for each other, and results do not depend on them.
+const MAX_OVERLOAD: usize = 4;
+
 /// Where output goes, and in what manner.
 pub struct Console {
     quiet: bool,
@@ -36,7 +39,7 @@ impl Console {
             Color::Never => false,
             Color::Auto => std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none(),
         };
-        let threads = global.threads.map_or_else(processors, usize::from);
+        let threads = global.threads.map_or_else(processors, usize::from).min(MAX_OVERLOAD * processors());
         Console { quiet: global.quiet, verbose: global.verbose, colored_errors, threads }
     }
 

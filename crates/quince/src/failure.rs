@@ -54,7 +54,11 @@ pub fn refused(what: &str, path: &std::path::Path, error: &std::io::Error) -> Er
     let found = Error::new(format!("cannot {what}: {reason}")).at(path.display());
     match error.kind() {
         std::io::ErrorKind::StorageFull => found.hint("free some space, or write to another disk"),
-        std::io::ErrorKind::PermissionDenied => found.hint("choose a place that you may write to"),
+        std::io::ErrorKind::PermissionDenied if ["create", "write", "replace"].iter().any(|w| what.starts_with(w)) => {
+            found.hint("choose a place that you may write to")
+        }
+        std::io::ErrorKind::PermissionDenied => found.hint("check the owner and the permissions"),
+        std::io::ErrorKind::InvalidData => found.hint("save it as UTF-8"),
         std::io::ErrorKind::NotFound if what.starts_with("create") => {
             found.hint("the directory around it is not there: make it first")
         }

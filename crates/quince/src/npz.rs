@@ -5,7 +5,7 @@
 
 use quince_tensor::{Bytes, DType, Error, Result, Tensor, bail};
 use std::collections::BTreeMap;
-use std::io::{Read, Seek, Write};
+use std::io::{self, Read, Seek, Write};
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipArchive, ZipWriter};
 
@@ -54,10 +54,11 @@ pub fn read(file: impl Read + Seek) -> Result<BTreeMap<String, Tensor>> {
 ///
 /// # Errors
 /// When a tensor is of a type that numpy has not, or the file cannot be written.
-pub fn write(file: impl Write + Seek, arrays: &BTreeMap<String, Tensor>) -> Result<()> {
+pub fn write(mut file: impl Write, arrays: &BTreeMap<String, Tensor>) -> Result<()> {
     let failed =
         |name: &str, e: &dyn std::fmt::Display| Error::new(format!("cannot write: {e}")).at(format!("array `{name}`"));
-    let mut archive = ZipWriter::new(file);
+    // Made in memory: an archive that cannot be ended says so on stderr, and hides what the system said.
+    let mut archive = ZipWriter::new(io::Cursor::new(Vec::new()));
     for (name, tensor) in arrays {
         let header = header(tensor).map_err(|e| e.at(format!("array `{name}`")))?;
         // zip's `DateTime` is 1980 unless told otherwise, so bytes do not depend on the time.
@@ -68,8 +69,13 @@ pub fn write(file: impl Write + Seek, arrays: &BTreeMap<String, Tensor>) -> Resu
         archive.start_file(format!("{name}.npy"), options).map_err(|e| failed(name, &e))?;
         archive.write_all(&header).and_then(|()| archive.write_all(tensor.bytes())).map_err(|e| failed(name, &e))?;
     }
-    let mut file = archive.finish().map_err(|e| Error::new(format!("cannot finish the archive: {e}")))?;
-    file.flush().map_err(|e| Error::new(format!("cannot write: {e}")))
+    let bytes = archive.finish().map_err(|e| Error::new(format!("cannot finish the archive: {e}")))?.into_inner();
+    file.write_all(&bytes).and_then(|()| file.flush()).map_err(|e| match e.kind() {
+        io::ErrorKind::StorageFull => {
+            Error::new("cannot write: the disk is full").hint("free some space, or write to another disk")
+        }
+        _ => Error::new(format!("cannot write: {e}")),
+    })
 }
 
 /// Reads one `.npy` file.
@@ -292,6 +298,22 @@ fn header(tensor: &Tensor) -> Result<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_full_disk_is_what_the_error_says() {
+        struct Full;
+        impl Write for Full {
+            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+                Err(io::ErrorKind::StorageFull.into())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let arrays = BTreeMap::from([("a".to_string(), Tensor::vector(vec![1i32; 100]))]);
+        let error = write(Full, &arrays).unwrap_err().to_string();
+        assert!(error.starts_with("cannot write: the disk is full; hint: free some space"), "{error}");
+    }
     use std::io::Cursor as Memory;
 
     fn arrays() -> BTreeMap<String, Tensor> {

@@ -55,7 +55,7 @@ pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
     if lines.are_typed() {
         console.note(HELP);
     }
-    let options = args.sampling.options();
+    let options = args.sampling.options()?;
     let mut conversation = Conversation::new(args, &tokenizer, decoder, options);
     while let Some(line) = lines.next()? {
         match line.trim() {

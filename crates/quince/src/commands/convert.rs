@@ -5,11 +5,13 @@ mod report;
 use crate::bundling::{self, Draft};
 use crate::console::Console;
 use crate::failure::{Failure, Result};
+use crate::loading;
 use crate::options::compression::{self, CompressionArgs};
 use crate::options::target::{DeploymentTarget, Units};
-use crate::output::{self, Existing, Staged};
+use crate::output::{self, Existing, Output};
 use crate::validating;
 use clap::ValueEnum;
+use clap::builder::RangedU64ValueParser;
 use quince_checkpoint::Checkpoint;
 use quince_compress::compress;
 use quince_convert::lower::{FunctionKind, KvCache, LogitsOf, Precision, Target};
@@ -54,13 +56,13 @@ pub struct Args {
     #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
     functions: Vec<FunctionName>,
     /// Tokens that there is room for. Default: what the model was made for, at most 2048
-    #[arg(long, alias = "seq-len", value_name = "N")]
+    #[arg(long, alias = "seq-len", value_name = "N", value_parser = tokens())]
     context: Option<usize>,
     /// Tokens of a call of init. Default: 128, or the context if that is less
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", value_parser = tokens())]
     prefill_length: Option<usize>,
     /// Tokens of a call of full, which takes any number up to the context if this is not given
-    #[arg(long, value_name = "S")]
+    #[arg(long, value_name = "S", value_parser = tokens())]
     length: Option<usize>,
     /// Have init give the logits of all its tokens, not only of the last
     #[arg(long)]
@@ -123,6 +125,11 @@ impl Args {
     }
 }
 
+/// Numbers of tokens: a conversion takes no more.
+fn tokens() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..=1 << 24)
+}
+
 /// Converts, and prints what became of the model.
 pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
     let start = Instant::now();
@@ -131,10 +138,15 @@ pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
     output::vacant(&args.output, existing)?;
     // Asked here only to name the option: the conversion would refuse it too.
     Target::of_units(args.compute_units.into()).map_err(|e| Failure::Usage(e.at("--compute-units")))?;
+    args.check()?;
     let checkpoint = Checkpoint::open(&args.model)?;
     console.detail(&format!("{}: {}, {} tensors", args.model.display(), checkpoint.format(), checkpoint.tensors().count()));
     let mut converted = convert(&checkpoint, &args.options())?;
     let mut warnings = std::mem::take(&mut converted.warnings);
+    // A tokenizer that cannot be read is found now, not by who runs the bundle.
+    if !is_package(&args.output) && loading::tokenizer(&args.model)?.is_none() {
+        warnings.push("found no tokenizer.json: the bundle takes tokens, not text".to_string());
+    }
     let compressed = match &config {
         Some(config) => {
             warnings.extend(compression::warnings(config));
@@ -152,14 +164,14 @@ pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
             validation(args, &checkpoint, &args.output, console)?
         }
         false => {
-            let staged = Staged::create(&args.output, existing)?;
+            let staged = Output::create(&args.output, existing)?;
             let cache = cache_layout(&converted, &package.program);
             let draft = Draft::of_checkpoint(&checkpoint, converted.semantic.architecture, cache)?;
-            let (written, mut manifest) = bundling::write_bundle(&package, draft, staged.path(), console)?;
+            let (written, mut manifest) = bundling::write_bundle(&package, draft, &staged.path(), console)?;
             report.wrote(written);
-            let validation = validation(args, &checkpoint, staged.path(), console)?;
+            let validation = validation(args, &checkpoint, &staged.path(), console)?;
             if let Some(found) = &validation {
-                bundling::write_validation(found, &mut manifest, staged.path())?;
+                bundling::write_validation(found, &mut manifest, &staged.path())?;
             }
             staged.finish()?;
             validation
@@ -169,6 +181,20 @@ pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
     report.validated(validation);
     if args.json { console.json(&report)? } else { console.print(&report.text())? }
     Ok(ExitCode::from(report.exit_status()))
+}
+
+impl Args {
+    /// What does not go together, whatever the model.
+    fn check(&self) -> Result<()> {
+        for (option, tokens) in [("--prefill-length", self.prefill_length), ("--length", self.length)] {
+            if let (Some(tokens), Some(context)) = (tokens, self.context)
+                && tokens > context
+            {
+                return Err(Failure::usage(format!("{option}: found {tokens}, expected at most --context, {context}")));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// The validation of what was written, if it was asked for.

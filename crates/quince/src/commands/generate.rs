@@ -69,9 +69,8 @@ struct Answer<'a> {
 
 /// Generates, and prints the answer as it is made.
 pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
+    let options = args.sampling.options()?;
     let model = loading::load(&args.model, Purpose::Continue, args.engine.options(console, Precision::Default))?;
-    let options = args.sampling.options();
-    let _cooperating = interrupt::cooperate();
     let generation = match &model.tokenizer {
         Some(tokenizer) => answer(args, console, model.decoder, tokenizer, &options)?,
         None if args.prompt.is_some() => {
@@ -121,7 +120,10 @@ fn answer(
     };
     // A closed pipe ends the generation; it is reported when that has returned.
     let mut printed = Ok(());
+    // Until the answer begins, Ctrl-C ends the program at once: a prompt may take long, and is not cut in the middle.
+    let mut cooperating = None;
     let generation = Session::new(decoder).generate(tokenizer, &prompt, options, &mut |event| {
+        cooperating.get_or_insert_with(interrupt::cooperate);
         if let (Event::Token { text, .. } | Event::Rest { text }, false) = (event, args.json) {
             printed = console.print(text);
         }
@@ -144,6 +146,7 @@ fn continue_ids(mut decoder: Decoder, prompt: &[u32], options: &GenerateOptions)
     }
     let mut flow = decoder.prefill(prompt, &mut |_| cancelled())?;
     timings.prefill = start.elapsed();
+    let _cooperating = interrupt::cooperate();
     let mut last = Instant::now();
     let mut finish_reason = FinishReason::MaxTokens;
     while flow.is_continue() && token_ids.len() < options.max_tokens {

@@ -78,8 +78,9 @@ pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
     for call in &args.calls {
         program.function(&call.function).map_err(|e| Failure::Usage(e.at(args.package.display())))?;
     }
-    let engine = Engine::load(program, args.engine.options(console, Precision::Exact))?;
-    let mut state = engine.new_state()?;
+    let place = |error: Error| error.at(args.package.display());
+    let engine = Engine::load(program, args.engine.options(console, Precision::Exact)).map_err(place)?;
+    let mut state = engine.new_state().map_err(place)?;
     std::fs::create_dir_all(&args.outputs).map_err(|e| refused("create the outputs", &args.outputs, &e))?;
     for (number, call) in args.calls.iter().enumerate() {
         interrupt::check()?;

@@ -1,5 +1,6 @@
 //! How tokens are chosen, and when an answer ends.
 
+use crate::failure::{Failure, Result};
 use crate::interrupt;
 use quince_runtime::{ContextFull, GenerateOptions, SamplerOptions, SpecialTokens};
 
@@ -38,8 +39,11 @@ pub struct SamplingArgs {
 
 impl SamplingArgs {
     /// What the generation is told; Ctrl-C cuts the answer.
-    pub fn options(&self) -> GenerateOptions {
-        GenerateOptions {
+    ///
+    /// # Errors
+    /// When an option is out of its range.
+    pub fn options(&self) -> Result<GenerateOptions> {
+        let options = GenerateOptions {
             max_tokens: self.max_tokens,
             sampling: SamplerOptions {
                 temperature: self.temperature,
@@ -55,6 +59,8 @@ impl SamplingArgs {
             special_tokens: SpecialTokens::Omit,
             context_full: ContextFull::Stop,
             cancel: Some(interrupt::flag()),
-        }
+        };
+        options.sampling.check().map_err(Failure::Usage)?;
+        Ok(options)
     }
 }
