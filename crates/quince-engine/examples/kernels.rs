@@ -8,9 +8,10 @@ use std::time::Instant;
 
 use half::f16;
 use quince_engine::kernels::{
-    Accuracy, Attention, Bytes, Cache, CodeType, Floats, GroupAxis, Heads, HeadsMut, Kernels, Mask, PackedWeight,
+    Accuracy, Attention, Cache, CodeType, Floats, GroupAxis, Heads, HeadsMut, Kernels, Mask, PackedWeight,
     attention, linear,
 };
+use quince_tensor::Bytes;
 
 fn main() {
     let wanted = std::env::args().nth(1).unwrap_or_default();

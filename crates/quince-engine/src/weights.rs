@@ -1,9 +1,9 @@
 //! From constants and `constexpr_*` operations to weights that kernels read packed.
 
-use crate::kernels::{self, CodeType, Floats, GroupAxis, PackedWeight};
+use crate::kernels::{CodeType, Floats, GroupAxis, PackedWeight};
 use quince_mil::{Arg, DType, Defs, Error, Operation, Result, Tensor, Value, bail};
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Mutex;
 
 /// Tensors of weights that had to be computed, so that functions share them. Mapped ones cost nothing to ask for again.
 #[derive(Default)]
@@ -62,7 +62,7 @@ impl Source<'_> {
         let Some(ty) = value.tensor_type() else { return Ok(None) };
         let Some((rows, cols)) = matrix(&ty.dims().unwrap_or_default()) else { return Ok(None) };
         let tensor = self.cache.tensor(value)?;
-        Ok(match floats(&tensor)? {
+        Ok(match floats(&tensor) {
             Some(values) => Some(PackedWeight::dense(rows, cols, values)?),
             None => None,
         })
@@ -92,9 +92,9 @@ impl Source<'_> {
         if count == 0 || !even.is_multiple_of(count) || !entries.is_power_of_two() {
             return Ok(None);
         }
-        let Some(values) = floats(&tables)? else { return Ok(None) };
+        let Some(values) = floats(&tables) else { return Ok(None) };
         let nbits = entries.trailing_zeros() as usize;
-        let weight = PackedWeight::lut(rows, cols, nbits, bytes(&indices)?, &values, axis)?;
+        let weight = PackedWeight::lut(rows, cols, nbits, indices.bytes().clone(), &values, axis)?;
         Ok(Some(weight))
     }
 
@@ -124,10 +124,10 @@ impl Source<'_> {
         if offset.as_ref().is_some_and(|offset| offset.dtype() != data.dtype() || offset.shape() != scale.shape()) {
             return Ok(None);
         }
-        let Some(scale) = floats(&scale)? else { return Ok(None) };
-        let offset = offset.map(|offset| bytes(&offset)).transpose()?;
+        let Some(scale) = floats(&scale) else { return Ok(None) };
+        let offset = offset.map(|offset| offset.bytes().clone());
         let grid = [grid.0, grid.1];
-        let weight = PackedWeight::affine(rows, cols, codes, bytes(&data)?, scale, offset, grid)?;
+        let weight = PackedWeight::affine(rows, cols, codes, data.bytes().clone(), scale, offset, grid)?;
         Ok(Some(weight))
     }
 
@@ -144,14 +144,14 @@ impl Source<'_> {
         let zero_point = self.constant("zero_point")?;
         let offset = match zero_point {
             Some(zero) if zero.dtype() != data.dtype() => return Ok(None),
-            Some(zero) if zero.len() == scale.len() => Some(bytes(&zero)?),
+            Some(zero) if zero.len() == scale.len() => Some(zero.bytes().clone()),
             Some(zero) if zero.len() == 1 => Some(zero.bytes().repeat(scale.len()).into()),
             Some(_) => return Ok(None),
             None => None,
         };
-        let (true, Some(values)) = (by_row, floats(&scale)?) else { return Ok(None) };
+        let (true, Some(values)) = (by_row, floats(&scale)) else { return Ok(None) };
         let grid = [scale.len(), 1];
-        let weight = PackedWeight::affine(rows, cols, codes, bytes(&data)?, values, offset, grid)?;
+        let weight = PackedWeight::affine(rows, cols, codes, data.bytes().clone(), values, offset, grid)?;
         Ok(Some(weight))
     }
 }
@@ -191,14 +191,10 @@ fn code_type(dtype: DType) -> Option<CodeType> {
     })
 }
 
-fn floats(tensor: &Tensor) -> Result<Option<Floats>> {
-    Ok(match tensor.dtype() {
-        DType::F16 => Some(Floats::F16(bytes(tensor)?)),
-        DType::F32 => Some(Floats::F32(bytes(tensor)?)),
+fn floats(tensor: &Tensor) -> Option<Floats> {
+    match tensor.dtype() {
+        DType::F16 => Some(Floats::F16(tensor.bytes().clone())),
+        DType::F32 => Some(Floats::F32(tensor.bytes().clone())),
         _ => None,
-    })
-}
-
-fn bytes(tensor: &Tensor) -> Result<kernels::Bytes> {
-    kernels::Bytes::new(Arc::new(tensor.bytes().clone()), 0, tensor.bytes().len())
+    }
 }

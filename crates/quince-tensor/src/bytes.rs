@@ -2,6 +2,7 @@
 
 use crate::{Result, bail};
 use std::any::Any;
+use std::fmt;
 use std::ops::{Deref, Range};
 use std::sync::Arc;
 
@@ -75,6 +76,18 @@ impl Deref for Bytes {
     type Target = [u8];
     fn deref(&self) -> &[u8] {
         &self.owner.bytes()[self.range.clone()]
+    }
+}
+
+impl<T: bytemuck::Pod + Send + Sync> From<Vec<T>> for Bytes {
+    fn from(values: Vec<T>) -> Bytes {
+        Bytes::from_vec(values)
+    }
+}
+
+impl fmt::Debug for Bytes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} bytes", self.len())
     }
 }
 

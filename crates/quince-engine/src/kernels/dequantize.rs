@@ -45,13 +45,13 @@ pub(crate) unsafe fn dequantize_generic<S: Simd>(weight: &PackedWeight, row: usi
 pub(crate) unsafe fn load_floats<S: Simd>(values: &Floats, start: usize, out: &mut [f32]) {
     match values {
         Floats::F32(bytes) => {
-            let bytes = &bytes.as_slice()[4 * start..4 * (start + out.len())];
+            let bytes = &bytes[4 * start..4 * (start + out.len())];
             for (out, bytes) in out.iter_mut().zip(bytes.chunks_exact(4)) {
                 *out = f32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
             }
         }
         Floats::F16(bytes) => {
-            let source = bytes.as_slice()[2 * start..2 * (start + out.len())].as_ptr().cast::<f16>();
+            let source = bytes[2 * start..2 * (start + out.len())].as_ptr().cast::<f16>();
             unsafe { map_vectors::<S>(out, |i, count| S::load_partial_or_full_f16(source.add(i), count)) }
         }
     }
@@ -76,7 +76,7 @@ unsafe fn lut_row<S: Simd>(lut: &Lut, row: usize, cols: usize, col: usize, out: 
 
 #[inline(always)]
 unsafe fn lut_row_of<S: Simd, const ENTRIES: usize>(lut: &Lut, row: usize, cols: usize, col: usize, out: &mut [f32]) {
-    let data = lut.indices.as_slice();
+    let data = &lut.indices[..];
     let mut indices = [0u8; CHUNK + 16];
     let mut done = 0;
     while done < out.len() {
@@ -121,7 +121,7 @@ pub(crate) fn unpack<S: Simd>(data: &[u8], first: usize, nbits: usize, out: &mut
 
 #[inline(always)]
 unsafe fn affine_row<S: Simd>(affine: &Affine, row: usize, cols: usize, col: usize, out: &mut [f32]) {
-    let data = affine.data.as_slice();
+    let data = &affine.data[..];
     let mut codes = [0u8; CHUNK + 16];
     let mut scales = [0.0f32; CHUNK];
     for (chunk, out) in out.chunks_mut(CHUNK).enumerate() {

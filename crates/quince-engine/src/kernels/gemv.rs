@@ -110,12 +110,12 @@ unsafe fn row_generic<S: Simd>(weight: &PackedWeight, row: usize, x: &[f32], k: 
     unsafe {
         match weight.encoding() {
             Encoding::Dense(Floats::F16(bytes)) => {
-                let p = bytes.as_slice()[2 * at.start..2 * at.end].as_ptr().cast::<f16>();
+                let p = bytes[2 * at.start..2 * at.end].as_ptr().cast::<f16>();
                 let load = |i, count| S::load_partial_or_full_f16(p.add(i), count);
                 dot_rows::<S>(k, load, x, k, results);
             }
             Encoding::Dense(Floats::F32(bytes)) => {
-                let p = bytes.as_slice()[4 * at.start..4 * at.end].as_ptr().cast::<f32>();
+                let p = bytes[4 * at.start..4 * at.end].as_ptr().cast::<f32>();
                 let load = |i, count| S::load_partial_or_full(p.add(i), count);
                 dot_rows::<S>(k, load, x, k, results);
             }

@@ -150,7 +150,7 @@ unsafe fn lut_rows<const NBITS: usize, const PIECES: usize, const PLANES: usize,
     x: &[(&[i16], &[f32]); M],
     store: impl Fn(usize, [f32; M]),
 ) {
-    let (data, width) = (lut.indices.as_slice(), product.weight.cols());
+    let (data, width) = (&lut.indices[..], product.weight.cols());
     let mut indices = [0u8; CHUNK];
     for row in part.rows {
         let (start, end) = (row * width + part.cols.start, row * width + part.cols.end);
@@ -345,7 +345,7 @@ unsafe fn affine_rows_by<const NBITS: usize, const STEP: usize, const OFFSETS: b
     x: &[(&[i16], &[f32]); M],
     store: impl Fn(usize, [f32; M]),
 ) {
-    let (data, width) = (affine.data.as_slice(), product.weight.cols());
+    let (data, width) = (&affine.data[..], product.weight.cols());
     let (block, signed) = (affine.block[1], matches!(affine.codes, CodeType::Int4 | CodeType::Int8));
     let blocks = part.cols.start / block..part.cols.end.div_ceil(block);
     let mut scales = [0.0f32; SCALES];

@@ -35,7 +35,7 @@ pub use norm::{layer_norm, rms_norm, softmax};
 pub use pointwise::{Binary, Unary, binary, silu_mul, unary};
 pub use pool::Pool;
 pub use rope::{RopeStyle, Rotary, rope};
-pub use weights::{Affine, Bytes, CodeType, Encoding, Floats, GroupAxis, Lut, PackedWeight};
+pub use weights::{Affine, CodeType, Encoding, Floats, GroupAxis, Lut, PackedWeight};
 
 /// The instruction set and the threads that kernels run with.
 pub struct Kernels {

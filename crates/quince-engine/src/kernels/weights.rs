@@ -3,63 +3,10 @@
 //! Every matrix is `[rows, cols]` = `[N (out), K (in)]`, row-major, in Core ML's bit order: element `i` of a sub-byte
 //! type lies at bit `i · nbits`, least significant bits first.
 
-use std::fmt;
-use std::sync::Arc;
-
 use half::f16;
-use quince_tensor::{Error, Result, bail};
+use quince_tensor::{Bytes, Error, Result, bail};
 
 use super::lut_tables::LutTables;
-
-/// A range of bytes and whoever keeps them alive: a mapped file or a vector.
-#[derive(Clone)]
-pub struct Bytes {
-    owner: Arc<dyn AsRef<[u8]> + Send + Sync>,
-    start: usize,
-    len: usize,
-}
-
-impl Bytes {
-    /// The bytes `start..start + len` of what `owner` gives.
-    ///
-    /// # Errors
-    /// When the range is not inside.
-    pub fn new(owner: Arc<dyn AsRef<[u8]> + Send + Sync>, start: usize, len: usize) -> Result<Bytes> {
-        let found = owner.as_ref().as_ref().len();
-        match start.checked_add(len) {
-            Some(end) if end <= found => Ok(Bytes { owner, start, len }),
-            _ => bail!("a range of {len} bytes from {start} on does not lie inside {found} bytes"),
-        }
-    }
-
-    /// The bytes themselves; none when the owner has shrunk since.
-    pub fn as_slice(&self) -> &[u8] {
-        self.owner.as_ref().as_ref().get(self.start..self.start + self.len).unwrap_or_default()
-    }
-
-    /// Their number.
-    pub fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-}
-
-impl From<Vec<u8>> for Bytes {
-    fn from(bytes: Vec<u8>) -> Bytes {
-        let len = bytes.len();
-        Bytes { owner: Arc::new(bytes), start: 0, len }
-    }
-}
-
-impl fmt::Debug for Bytes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Bytes({}..{})", self.start, self.start + self.len)
-    }
-}
 
 /// Little-endian floating-point numbers in bytes of any alignment.
 #[derive(Clone, Debug)]
@@ -88,8 +35,8 @@ impl Floats {
     #[inline]
     pub fn get(&self, index: usize) -> f32 {
         match self {
-            Floats::F16(bytes) => f16_at(bytes.as_slice(), index),
-            Floats::F32(bytes) => f32_at(bytes.as_slice(), index),
+            Floats::F16(bytes) => f16_at(bytes, index),
+            Floats::F32(bytes) => f32_at(bytes, index),
         }
     }
 
@@ -118,13 +65,13 @@ impl Floats {
 
 impl From<Vec<f32>> for Floats {
     fn from(values: Vec<f32>) -> Floats {
-        Floats::F32(bytemuck::cast_slice(&values).to_vec().into())
+        Floats::F32(values.into())
     }
 }
 
 impl From<Vec<f16>> for Floats {
     fn from(values: Vec<f16>) -> Floats {
-        Floats::F16(bytemuck::cast_slice(&values).to_vec().into())
+        Floats::F16(values.into())
     }
 }
 
@@ -214,7 +161,7 @@ impl Affine {
     /// The offset of block `index`, 0 when there are no offsets.
     #[inline]
     pub(crate) fn offset_at(&self, index: usize) -> i32 {
-        self.offset.as_ref().map_or(0, |offset| self.codes.get(offset.as_slice(), index))
+        self.offset.as_ref().map_or(0, |offset| self.codes.get(offset, index))
     }
 }
 
@@ -330,7 +277,7 @@ impl PackedWeight {
             Encoding::Dense(values) => values.bytes().len(),
             Encoding::Lut(lut) => lut.indices.len() + lut.tables.values().len() * 2,
             Encoding::Affine(affine) => {
-                affine.data.len() + affine.scale.bytes().len() + affine.offset.as_ref().map_or(0, Bytes::len)
+                affine.data.len() + affine.scale.bytes().len() + affine.offset.as_ref().map_or(0, |offset| offset.len())
             }
         }
     }
@@ -345,12 +292,12 @@ impl PackedWeight {
         match &self.encoding {
             Encoding::Dense(values) => values.get(index),
             Encoding::Lut(lut) => {
-                let entry = bits_at(lut.indices.as_slice(), index, lut.nbits);
+                let entry = bits_at(&lut.indices, index, lut.nbits);
                 lut.tables.values()[(lut.table_of(row, col) << lut.nbits) + entry]
             }
             Encoding::Affine(affine) => {
                 let block = affine.block_of(row, col);
-                let code = affine.codes.get(affine.data.as_slice(), index);
+                let code = affine.codes.get(&affine.data, index);
                 affine.scale.get(block) * (code - affine.offset_at(block)) as f32
             }
         }
@@ -383,7 +330,7 @@ fn elements(rows: usize, cols: usize) -> Result<usize> {
 }
 
 fn check_length(part: &'static str, bytes: &Bytes, expected: Option<usize>) -> Result<()> {
-    let found = bytes.as_slice().len();
+    let found = bytes.len();
     if Some(found) == expected {
         return Ok(());
     }
@@ -428,8 +375,6 @@ mod tests {
         );
         let three = Floats::from(vec![0.0f32; 48]);
         assert_eq!(lut(8, 4, &three).to_string(), "lookup tables: found 3, expected a divisor of 4");
-        assert!(Bytes::new(Arc::new(vec![0u8; 4]), 2, 3).is_err());
-        assert!(Bytes::new(Arc::new(vec![0u8; 4]), usize::MAX, 3).is_err());
         assert!(PackedWeight::dense(usize::MAX, 2, tables).is_err());
     }
 }
