@@ -11,6 +11,7 @@
 //! ```
 //! Nothing is computed here: the new weights are when they are written, one at a time.
 
+use crate::scheme::Compressed;
 use crate::{Axes, Component, OptimizationConfig, Scheme, Selector};
 use quince_mil::{Arg, Defs, Function, Operation, Opset, Program, Result, Var, Weight, bail};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -70,9 +71,6 @@ pub fn compress(program: &mut Program, config: &OptimizationConfig) -> Result<Re
     }
     pass.finish()
 }
-
-/// A compressed weight, by the weight it was made of.
-type Compressed = (quince_mil::OpKind, Vec<(String, Vec<Arg>)>);
 
 struct Pass<'a> {
     config: &'a OptimizationConfig,

@@ -52,9 +52,12 @@ pub struct Axes {
     pub input: usize,
 }
 
+/// The operation that a compressed weight is, and its parameters.
+pub(crate) type Compressed = (OpKind, Vec<(String, Vec<Arg>)>);
+
 impl Scheme {
     /// The operation that gives the weight back, and its arguments: computed when they are written, together.
-    pub(crate) fn apply(self, weight: &Weight, axes: Axes) -> Result<(OpKind, Vec<(String, Vec<Arg>)>)> {
+    pub(crate) fn apply(self, weight: &Weight, axes: Axes) -> Result<Compressed> {
         let (op, names, weights) = match self {
             Scheme::Palettize { nbits, mode, group_size } => {
                 let granularity = group_size.map_or(PaletteGranularity::PerTensor, |group_size| {

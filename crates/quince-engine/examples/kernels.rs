@@ -8,8 +8,8 @@ use std::time::Instant;
 
 use half::f16;
 use quince_engine::kernels::{
-    Accuracy, Attention, Cache, CodeType, Floats, GroupAxis, Heads, HeadsMut, Kernels, Mask, PackedWeight,
-    attention, linear,
+    Accuracy, Attention, Cache, CodeType, Floats, GroupAxis, Heads, HeadsMut, Kernels, Mask, PackedWeight, attention,
+    linear,
 };
 use quince_tensor::Bytes;
 

@@ -231,9 +231,8 @@ pub(crate) fn most_likely(logits: &[f32]) -> Result<u32> {
         if logit.is_nan() || logit == f32::INFINITY {
             let wrong = logits.iter().filter(|logit| logit.is_nan() || **logit == f32::INFINITY).count();
             let found = format!("logit of token {token}: found {logit} ({wrong} of {} are not finite)", logits.len());
-            return Err(Error::new(found).hint(
-                "the model overflowed; try --precision exact, or convert it with --compute-precision float32",
-            ));
+            return Err(Error::new(found)
+                .hint("the model overflowed; try --precision exact, or convert it with --compute-precision float32"));
         }
         if logit > best.0 {
             best = (logit, Some(token));

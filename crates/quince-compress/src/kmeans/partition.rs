@@ -181,7 +181,7 @@ fn search<R: Rounding>(sums: &Sums, k: usize, guess: Option<f64>) -> Solution {
     let mut solver = Solver::new(last);
     let mut step = 1;
     loop {
-        let chord = (step % 3 == 0 || !(lambda > 0.0)).then(|| bracket.chord::<R>(sums));
+        let chord = (step % 3 == 0 || lambda.is_nan() || lambda <= 0.0).then(|| bracket.chord::<R>(sums));
         lambda = chord.unwrap_or(lambda);
         let found = Solution::new::<R>(sums, solver.solve::<R>(sums, lambda), Some(lambda));
         if found.runs() == k {

@@ -151,7 +151,7 @@ fn mask_source(planner: &mut Planner, mask: Var, scores: &[usize]) -> Result<See
 fn run(m: &Memory, seen: &Seen, shape: &Attention, q: Heads, k: Cache, v: Cache, out: HeadsMut) -> Result<()> {
     let attend = |mask: Mask, out: HeadsMut| kernels::attention(m.kernels, shape, q, k, v, mask, out);
     match seen {
-        Seen::All => attend(Mask::Ranges(&[0..shape.positions]), out),
+        Seen::All => attend(Mask::Ranges(std::slice::from_ref(&(0..shape.positions))), out),
         Seen::Causal { window } => {
             let past = shape.positions - shape.rows.min(shape.positions);
             let range = |row: usize| {
