@@ -1,5 +1,7 @@
 //! `linear`: a matrix product with a constant weight.
 
+use super::elements::room;
+use super::layout::{count, result_shape};
 use super::shape_rules::show;
 use crate::op::FLOAT;
 use crate::{Args, Op, Param, Result, Tensor, TensorType, ValueType, bail};
@@ -44,22 +46,20 @@ impl Op for Linear {
     }
 
     fn eval(&self, args: &Args) -> Result<Vec<Tensor>> {
+        let shape = result_shape(self, args)?;
         let (x, weight) = (args.tensor("x")?, args.tensor("weight")?);
         let [out, width] = *weight.shape() else { bail!("found a weight {weight:?}, expected [O, I]") };
         let bias = match args.opt_tensor("bias")? {
             Some(bias) => bias.to_f64()?,
             None => vec![0.0; out],
         };
-        let (rows, weight) = (x.to_f64()?, weight.to_f64()?);
-        let mut y = Vec::with_capacity(rows.len() / width.max(1) * out);
-        for row in rows.chunks_exact(width.max(1)) {
-            for (w, b) in weight.chunks_exact(width.max(1)).zip(&bias) {
-                y.push(b + row.iter().zip(w).map(|(x, w)| x * w).sum::<f64>());
-            }
+        let (values, weight) = (x.to_f64()?, weight.to_f64()?);
+        let mut y = room(count(&shape)?)?;
+        // Rows are counted by the result: those of x may have nothing in them.
+        for row in 0..count(&shape)? / out.max(1) {
+            let row = &values[row * width..][..width];
+            y.extend((0..out).map(|o| bias[o] + row.iter().zip(&weight[o * width..]).map(|(x, w)| x * w).sum::<f64>()));
         }
-        let mut shape = x.shape().to_vec();
-        shape.pop();
-        shape.push(out);
         Ok(vec![Tensor::from_f64(x.dtype(), shape, y)?])
     }
 }
