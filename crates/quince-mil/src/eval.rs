@@ -10,9 +10,9 @@ use std::collections::BTreeMap;
 pub type Tensors = BTreeMap<String, Tensor>;
 
 /// Runs `function` on inputs by name; states are read from `states` and written there. A state that is not there yet
-/// is zeros. Loops stop with an error after [`MAX_ITERATIONS`].
+/// is zeros. Loops stop with an error when they have run [`MAX_ITERATIONS`] times, all together.
 pub fn run(function: &Function, inputs: &Tensors, states: &mut Tensors) -> Result<Tensors> {
-    let mut frame = Frame { function, values: vec![None; function.vars.len()], states };
+    let mut frame = Frame { function, values: vec![None; function.vars.len()], states, iterations: 0 };
     for input in &function.inputs {
         let info = function.var(input.var);
         match &info.ty {
@@ -33,17 +33,26 @@ pub fn run(function: &Function, inputs: &Tensors, states: &mut Tensors) -> Resul
         }
     }
     frame.block(&function.block)?;
-    let output = |var: &Var| Ok((function.var(*var).name.clone(), frame.get(*var)?.tensor()?));
+    let output = |var: &Var| {
+        let (info, tensor) = (function.var(*var), frame.get(*var)?.tensor()?);
+        let found = ValueType::tensor(tensor.dtype(), tensor.shape());
+        if !info.ty.fits(&found) {
+            bail!("output `{}`: found {found}, expected {} as it is declared", info.name, info.ty);
+        }
+        Ok((info.name.clone(), tensor))
+    };
     function.block.outputs.iter().map(output).collect()
 }
 
-/// How often a `while_loop` may run.
+/// How often the `while_loop`s of a function may run, all together.
 pub const MAX_ITERATIONS: usize = 1 << 20;
 
 struct Frame<'a> {
     function: &'a Function,
     values: Vec<Option<Value>>,
     states: &'a mut Tensors,
+    /// How often loops have run.
+    iterations: usize,
 }
 
 impl Frame<'_> {
@@ -143,7 +152,8 @@ impl Frame<'_> {
                 Arg::Value(value) => value.clone(),
             });
         }
-        for _ in 0..MAX_ITERATIONS {
+        while self.iterations < MAX_ITERATIONS {
+            self.iterations += 1;
             self.set(&condition.inputs, &values)?;
             self.block(condition)?;
             match &self.results(condition)?[..] {
@@ -155,7 +165,7 @@ impl Frame<'_> {
             self.block(body)?;
             values = self.results(body)?;
         }
-        bail!("a while_loop ran {MAX_ITERATIONS} times without an end")
+        bail!("loops ran {MAX_ITERATIONS} times without an end")
     }
 
     fn set(&mut self, vars: &[Var], values: &[Value]) -> Result<()> {
