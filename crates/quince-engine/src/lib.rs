@@ -9,6 +9,8 @@
 
 mod engine;
 mod fuse;
+#[cfg(test)]
+mod hostile;
 pub mod kernels;
 mod memory;
 mod plan_cache;

@@ -2,7 +2,7 @@
 
 use crate::kernels::Kernels;
 use quince_mil::{DType, Error, Result, Tensor, bail};
-use quince_tensor::f16;
+use quince_tensor::{f16, zeroed};
 use std::sync::Arc;
 
 /// Everything that steps read and write.
@@ -95,8 +95,8 @@ impl StateTensor {
             bail!("state `{name}`: the shape {shape:?} is larger than memory can address");
         };
         let data = match dtype {
-            DType::F16 => StateData::F16(vec![f16::ZERO; len]),
-            DType::F32 => StateData::F32(vec![0.0; len]),
+            DType::F16 => StateData::F16(zeroed(len).map_err(|e| e.at(format!("state `{name}`")))?),
+            DType::F32 => StateData::F32(zeroed(len).map_err(|e| e.at(format!("state `{name}`")))?),
             other => bail!("state `{name}`: found elements of type {other}, expected fp16 or fp32"),
         };
         Ok(StateTensor { name: name.to_owned(), shape, data })

@@ -66,6 +66,11 @@ impl Specialized {
             return Err(Unplanned::Dynamic);
         }
         for (var, ty) in operation.outputs.iter().zip(types) {
+            let declared = self.function.var(*var);
+            if !declared.ty.fits(&ty) {
+                let message = format!("its result `{}` is declared {}, found {ty}", declared.name, declared.ty);
+                return Err(Error::new(message).into());
+            }
             self.function.vars[var.0 as usize].ty = ty;
         }
         if self.folds(operation) {

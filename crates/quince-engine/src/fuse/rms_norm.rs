@@ -48,7 +48,9 @@ fn normalized(planner: &Planner, operation: &Operation) -> Option<(Var, f32)> {
     let mean = planner.producer_of(mean, &["reduce_mean"])?;
     let rank = planner.shape(x).ok()?.len() as i64;
     let axes = planner.ints(mean, "axes")?;
-    (axes == [-1] || axes == [rank - 1]).then_some(())?;
+    // Without its axis of size one, the mean would go with columns.
+    let kept = planner.shape(*mean.outputs.first()?).ok()?.len() as i64 == rank;
+    (kept && (axes == [-1] || axes == [rank - 1])).then_some(())?;
     let square = planner.producer_of(mean.var("x")?, &["square", "mul", "pow"])?;
     let base = planner.uncast(square.var("x")?);
     let squared = match square.op_name() {

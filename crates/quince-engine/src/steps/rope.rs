@@ -30,7 +30,8 @@ pub(super) fn rope(planner: &mut Planner, operation: &Operation) -> Result<bool>
             None => 0,
         };
         // In f32, as transformers computes them.
-        let angle = |i: usize| (first + (i / frequencies.len()) as i64) as f32 * frequencies[i % frequencies.len()];
+        let position = |i: usize| first.saturating_add((i / frequencies.len()) as i64) as f32;
+        let angle = |i: usize| position(i) * frequencies[i % frequencies.len()];
         let (sin, cos): (Vec<f32>, Vec<f32>) = (0..tokens * frequencies.len())
             .map(|i| angle(i).sin_cos())
             .map(|(s, c)| (s * scaling, c * scaling))

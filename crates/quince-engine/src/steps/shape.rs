@@ -100,7 +100,9 @@ pub(super) fn slice_by_index(planner: &mut Planner, operation: &Operation) -> Re
     }
     let own = row_major(&shape);
     let offset = (0..shape.len()).map(|axis| bounds.begin[axis] * own[axis]).sum();
-    let strides = (0..shape.len()).map(|axis| bounds.stride[axis] * own[axis]).collect();
+    // The stride of an axis with one element is never taken, and may be larger than any step.
+    let strides =
+        (0..shape.len()).map(|axis| if sizes[axis] > 1 { bounds.stride[axis] * own[axis] } else { 0 }).collect();
     part(planner, operation, x, *out, View { offset, sizes, strides })
 }
 

@@ -48,7 +48,7 @@ pub(super) fn update(planner: &mut Planner, operation: &Operation) -> Result<boo
             let from_front = |v: i64| if v < 0 { v + n } else { v };
             begin[axis] = if masks.0[axis] { 0 } else { from_front(begin[axis]) };
             let end = if masks.1[axis] { n } else { from_front(end[axis]) };
-            if begin[axis] < 0 || end > n || end - begin[axis] != sizes[axis] as i64 {
+            if begin[axis] < 0 || end > n || end.checked_sub(begin[axis]) != Some(sizes[axis] as i64) {
                 bail!(
                     "found the range {}..{end} of axis {axis}, expected {} elements within 0..{n}",
                     begin[axis], sizes[axis];

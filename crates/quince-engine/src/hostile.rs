@@ -1,0 +1,130 @@
+//! Programs that verify and are unlike any that a converter writes: they run as their definitions say, or are refused.
+//! Most were found by the fuzz targets.
+
+use crate::{Engine, Options};
+use quince_mil::eval::{self, Tensors};
+use quince_mil::{Program, Result, Tensor, Weight, bail, text};
+
+/// The program of one function with these parameters, operations and results.
+fn program(parameters: &str, operations: &str, results: &str) -> Program {
+    let source = format!("program(1.3) {{ func main<ios18>({parameters}) {{ {operations} }} -> ({results}); }}");
+    let none = |_: &text::BlobRef| -> Result<Weight> { bail!("there is no weight file") };
+    text::parse(&source, &none).unwrap()
+}
+
+fn load(program: &Program) -> Result<Engine> {
+    Engine::load(program.clone(), Options { threads: 1, ..Options::default() })
+}
+
+/// Numbers from 1 for each input, states left out.
+fn inputs(program: &Program) -> Tensors {
+    let function = &program.functions[0];
+    let tensors = function.inputs.iter().filter_map(|input| {
+        let info = function.var(input.var);
+        let quince_mil::ValueType::Tensor(ty) = &info.ty else { return None };
+        let shape = ty.dims().unwrap();
+        let numbers = (0..shape.iter().product()).map(|i: usize| (i % 7 + 1) as f32).collect();
+        Some((info.name.clone(), Tensor::from_vec(shape, numbers).unwrap().cast(ty.dtype).unwrap()))
+    });
+    tensors.collect()
+}
+
+/// Runs a program by the engine and by the definitions of its operations, twice, and compares the results.
+#[track_caller]
+fn same(program: &Program) {
+    let engine = load(program).unwrap();
+    let (inputs, mut state, mut states) = (inputs(program), engine.new_state().unwrap(), Tensors::new());
+    for _ in 0..2 {
+        let expected = eval::run(&program.functions[0], &inputs, &mut states).unwrap();
+        let found = engine.predict("main", &inputs, &mut state).unwrap();
+        for (name, expected) in &expected {
+            let found = &found[name];
+            assert_eq!((found.dtype(), found.shape()), (expected.dtype(), expected.shape()), "{name}");
+            for (a, b) in found.to_f32().unwrap().into_iter().zip(expected.to_f32().unwrap()) {
+                assert!((a - b).abs() <= 1e-4 || (a.is_nan() && b.is_nan()), "{name}: found {a}, expected {b}");
+            }
+        }
+    }
+}
+
+#[test]
+fn products_over_nothing_are_zero() {
+    let weight = "tensor<fp32, [4, 0]> w = const()[val = tensor<fp32, [4, 0]>([[], [], [], []])];";
+    let y = "tensor<fp32, [2, 4]> y = matmul(x = x, y = w, transpose_y = bool(true))[name = string(\"y\")];";
+    let z = "tensor<fp32, [2, 4]> z = linear(x = x, weight = w)[name = string(\"z\")];";
+    same(&program("tensor<fp32, [2, 0]> x", &format!("{weight} {y} {z}"), "y, z"));
+    let weight = "tensor<fp32, [0, 4]> w = const()[val = tensor<fp32, [0, 4]>([])];";
+    let y = "tensor<fp32, [2, 4]> y = matmul(x = x, y = w)[name = string(\"y\")];";
+    same(&program("tensor<fp32, [2, 0]> x", &format!("{weight} {y}"), "y"));
+    let weight = "tensor<fp32, [2, 0, 1]> w = const()[val = tensor<fp32, [2, 0, 1]>([[], []])];";
+    let y = "tensor<fp32, [1, 2, 3]> y = conv(x = x, weight = w)[name = string(\"y\")];";
+    same(&program("tensor<fp32, [1, 0, 3]> x", &format!("{weight} {y}"), "y"));
+}
+
+#[test]
+fn strides_longer_than_memory_take_one_element() {
+    for (begin, end, stride) in [(0, 3, i64::MAX), (2, i64::MIN, i64::MIN), (0, 3, i64::from(i32::MAX))] {
+        let vector = |first: i64, second: i64| format!("tensor<int64, [2]>([{first}, {second}])");
+        let bounds = format!("begin = {}, end = {}, stride = {}", vector(begin, 0), vector(end, 4), vector(stride, 1));
+        let y = format!("tensor<fp32, [1, 4]> y = slice_by_index(x = x, {bounds})[name = string(\"y\")];");
+        same(&program("tensor<fp32, [3, 4]> x", &y, "y"));
+    }
+}
+
+#[test]
+fn a_norm_without_its_axis_goes_with_columns() {
+    let operations = "
+        tensor<fp32, [3, 3]> squares = square(x = x)[name = string(\"squares\")];
+        tensor<fp32, [3]> mean = reduce_mean(x = squares, axes = tensor<int32, [1]>([-1]), keep_dims = bool(false))[];
+        tensor<fp32, [3]> scale = rsqrt(x = mean, epsilon = fp32(0.001))[name = string(\"scale\")];
+        tensor<fp32, [3, 3]> normed = mul(x = x, y = scale)[name = string(\"normed\")];
+        tensor<fp32, [3]> weight = const()[val = tensor<fp32, [3]>([1, 2, 3])];
+        tensor<fp32, [3, 3]> y = mul(x = normed, y = weight)[name = string(\"y\")];";
+    same(&program("tensor<fp32, [3, 3]> x", operations, "y"));
+}
+
+/// Sizes that are declared unknown in between can hide that a later declaration is wrong.
+#[test]
+fn results_that_are_not_as_declared_are_refused() {
+    let operations = "
+        tensor<fp32, [2, ?]> y = abs(x = x)[name = string(\"y\")];
+        tensor<fp32, [8, 2]> z = transpose(x = y, perm = tensor<int32, [2]>([1, 0]))[name = string(\"z\")];";
+    let program = program("tensor<fp32, [2, 3]> x", operations, "z");
+    let engine = load(&program).unwrap();
+    let error = engine.predict("main", &inputs(&program), &mut engine.new_state().unwrap()).unwrap_err().to_string();
+    assert!(error.contains("`z` is declared tensor<fp32, [8, 2]>, found tensor<fp32, [3, 2]>"), "{error}");
+    let error = eval::run(&program.functions[0], &inputs(&program), &mut Tensors::new()).unwrap_err().to_string();
+    assert!(error.contains("output `z`"), "{error}");
+}
+
+/// The inner loop ends each time, and so does none of the outer one.
+#[test]
+fn loops_in_loops_end_too() {
+    let inner = "int32 d = while_loop(loop_vars = (c))[]
+        block(int32 e) { bool f = less(x = e, y = int32(99))[]; } -> (f)
+        block(int32 g) { int32 h = add(x = g, y = int32(1))[]; } -> (h);";
+    let operations = format!(
+        "int32 n = const()[val = int32(0)];
+        int32 y = while_loop(loop_vars = (n))[]
+        block(int32 a) {{ bool b = const()[val = bool(true)]; }} -> (b)
+        block(int32 c) {{ {inner} }} -> (n);"
+    );
+    let program = program("tensor<fp32, [1]> x", &operations, "y");
+    let engine = load(&program).unwrap();
+    let error = engine.predict("main", &inputs(&program), &mut engine.new_state().unwrap()).unwrap_err().to_string();
+    assert!(error.contains("loops ran"), "{error}");
+}
+
+#[test]
+fn what_no_memory_holds_is_refused() {
+    let state = program("state<tensor<fp16, [1099511627776, 4]>> s, tensor<fp32, [1]> x", "", "x");
+    let error = load(&state).err().unwrap().to_string();
+    assert!(error.contains("state `s`: there is no memory for"), "{error}");
+    let operations = "
+        tensor<fp32, [1099511627776]> y = tile(x = x, reps = tensor<int64, [1]>([1099511627776]))[];
+        tensor<fp32, [1]> z = reduce_sum(x = y, axes = tensor<int32, [1]>([0]), keep_dims = bool(true))[];";
+    let large = program("tensor<fp32, [1]> x", operations, "z");
+    let engine = load(&large).unwrap();
+    let error = engine.predict("main", &inputs(&large), &mut engine.new_state().unwrap()).unwrap_err().to_string();
+    assert!(error.contains("there is no memory for"), "{error}");
+}
