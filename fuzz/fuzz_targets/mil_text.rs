@@ -1,4 +1,5 @@
-//! Any text as MIL: an error, or a program that prints to a text which reads to the same print.
+//! Any text as MIL: an error, or a program that prints to a text which reads to the same print and, if it is right,
+//! runs.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
@@ -10,5 +11,7 @@ fuzz_target!(|source: &str| {
     let printed = text::print(&program, &text::PrintOptions::default());
     let again = text::parse(&printed, &none).expect("what is printed can be read");
     assert_eq!(text::print(&again, &text::PrintOptions::default()), printed);
-    let _ = verify::program(&program);
+    if verify::program(&program).is_ok() {
+        quince_fuzz::run(program);
+    }
 });
