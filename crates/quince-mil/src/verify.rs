@@ -62,11 +62,27 @@ impl Scope<'_> {
             self.operation(operation)
                 .map_err(|e| e.at(format!("operation `{}` ({})", operation.name, operation.op_name())))?;
         }
-        block.outputs.iter().try_for_each(|var| self.used(*var).map_err(|e| e.at("block outputs")))
+        let value = |var: &Var| self.used(*var).and_then(|()| self.value(*var));
+        block.outputs.iter().try_for_each(|var| value(var).map_err(|e| e.at("block outputs")))
+    }
+
+    /// A state is no value itself.
+    fn value(&self, var: Var) -> Result<()> {
+        if matches!(self.function.ty(var), ValueType::State(_)) {
+            bail!("the state `{}` is used as a value", self.function.var(var).name; hint: "read it with `read_state`");
+        }
+        Ok(())
     }
 
     fn operation(&mut self, operation: &Operation) -> Result<()> {
         operation.used_vars().try_for_each(|var| self.used(var))?;
+        let of_state = matches!(operation.op_name(), "read_state" | "write_state");
+        for (_, args) in operation.inputs.iter().filter(|(param, _)| !(of_state && param == "input")) {
+            let vars = args.iter().filter_map(|arg| if let Arg::Var(var) = arg { Some(*var) } else { None });
+            for var in vars {
+                self.value(var)?;
+            }
+        }
         for block in &operation.blocks {
             // What a nested block assigns is not seen outside of it.
             let outside = self.assigned.clone();
@@ -210,5 +226,28 @@ mod tests {
             b.op("constexpr_lut_to_dense", "w", &[("indices", indices.into()), ("lut", lut.into())])
         })
         .unwrap();
+    }
+
+    #[test]
+    fn a_state_is_read_before_it_is_a_value() {
+        let verified = |result: &dyn Fn(&mut Builder, Var) -> Var| {
+            let mut b = Builder::new(Function::new("main", Opset::CoreML8));
+            let ty = ValueType::State(crate::TensorType::fixed(DType::F16, &[2]));
+            let state = b.input("s", ty, Flexibility::Fixed);
+            let result = result(&mut b, state);
+            function(&b.finish(vec![result])).map_err(|e| e.to_string())
+        };
+        let refused = |found: Result<(), String>| found.is_err_and(|e| e.contains("the state `s` is used as a value"));
+        let abs = |b: &mut Builder, x: Var| b.op("abs", "y", &[("x", x.into())]).unwrap();
+        let read = |b: &mut Builder, s: Var| b.op("read_state", "r", &[("input", s.into())]).unwrap();
+        assert!(refused(verified(&abs)));
+        assert!(refused(verified(&|_, state| state)));
+        assert_eq!(
+            verified(&|b, state| {
+                let read = read(b, state);
+                abs(b, read)
+            }),
+            Ok(())
+        );
     }
 }
