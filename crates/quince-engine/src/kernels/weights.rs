@@ -355,8 +355,8 @@ mod tests {
         assert_eq!(values, [1.0, 2.0, 3.0, 12.0, 13.0, 14.0]);
 
         let scale = Floats::from(vec![2.0f32, 0.5]);
-        let data = vec![0x8f, 0x71];
-        let affine = PackedWeight::affine(2, 2, CodeType::Int4, data.into(), scale, Some(vec![0x10].into()), [2, 1]);
+        let data = vec![0x8fu8, 0x71];
+        let affine = PackedWeight::affine(2, 2, CodeType::Int4, data.into(), scale, Some(vec![0x10u8].into()), [2, 1]);
         let affine = affine.unwrap();
         let values: Vec<f32> = (0..4).map(|i| affine.get(i / 2, i % 2)).collect();
         assert_eq!(values, [-2.0, -16.0, 0.0, 3.0]);
@@ -366,7 +366,7 @@ mod tests {
     fn parts_that_do_not_fit_are_refused() {
         let tables = Floats::from(vec![0.0f32; 16]);
         let lut = |len: usize, nbits, tables: &Floats| {
-            PackedWeight::lut(4, 4, nbits, vec![0; len].into(), tables, GroupAxis::Rows).map(|_| ()).unwrap_err()
+            PackedWeight::lut(4, 4, nbits, vec![0u8; len].into(), tables, GroupAxis::Rows).map(|_| ()).unwrap_err()
         };
         assert_eq!(lut(7, 4, &tables).to_string(), "packed indices: found 7 bytes, expected 8");
         assert_eq!(
