@@ -44,6 +44,17 @@ impl Error {
         &self.0.message
     }
 
+    /// What the reader can do, in the order in which it was added.
+    pub fn hints(&self) -> &[String] {
+        &self.0.hints
+    }
+
+    /// The error without its hints, on one line: `place: message`.
+    pub fn headline(&self) -> String {
+        let places = self.0.places.iter().map(|place| format!("{place}: "));
+        places.chain([self.0.message.clone()]).collect()
+    }
+
     /// The places, widest first.
     pub fn places(&self) -> &[String] {
         &self.0.places
@@ -52,10 +63,7 @@ impl Error {
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for place in &self.0.places {
-            write!(f, "{place}: ")?;
-        }
-        f.write_str(&self.0.message)?;
+        f.write_str(&self.headline())?;
         for hint in &self.0.hints {
             write!(f, "; hint: {hint}")?;
         }
@@ -84,5 +92,7 @@ mod tests {
     fn reads_from_the_wide_place_to_the_narrow_one_and_ends_with_the_hint() {
         let error = Error::new("found 3, expected 4").hint("use 4").at("tensor `w`").at("model.safetensors");
         assert_eq!(error.to_string(), "model.safetensors: tensor `w`: found 3, expected 4; hint: use 4");
+        assert_eq!(error.headline(), "model.safetensors: tensor `w`: found 3, expected 4");
+        assert_eq!(error.hints(), ["use 4"]);
     }
 }

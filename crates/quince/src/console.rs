@@ -123,10 +123,8 @@ impl Console {
     /// `error: place: message`, then a line for each hint.
     fn complain(&self, error: &Error) {
         let (red, cyan, plain) = if self.colored_errors { ("\x1b[1;31m", "\x1b[36m", "\x1b[0m") } else { ("", "", "") };
-        let text = error.to_string();
-        let mut parts = text.split("; hint: ");
-        let mut lines = format!("{red}error:{plain} {}\n", parts.next().unwrap_or_default());
-        for hint in parts {
+        let mut lines = format!("{red}error:{plain} {}\n", error.headline());
+        for hint in error.hints() {
             lines.push_str(&format!("{cyan}hint:{plain} {hint}\n"));
         }
         drop(std::io::stderr().write_all(lines.as_bytes()));
