@@ -126,12 +126,11 @@ pub(crate) fn plan(specialized: &Specialized, cache: &WeightCache, exact: bool) 
         if operation.outputs.iter().any(|var| planner.is_placed(*var)) {
             continue;
         }
-        let place = || format!("operation `{}` ({})", operation.name, operation.op_name());
         match fused {
-            Some(fused) => planner.fused(operation, fused),
+            Some(fused) => (fused.emit)(&mut planner, operation),
             None => steps::emit(&mut planner, operation),
         }
-        .map_err(|e| e.at(place()))?;
+        .map_err(|e| e.at(operation.place()))?;
         planner.release();
     }
     let outputs = planner.bind_outputs()?;
@@ -216,10 +215,6 @@ impl<'a> Planner<'a> {
             shape: self.shape(var)?,
             place,
         })
-    }
-
-    fn fused(&mut self, operation: &Operation, fused: Fused) -> Result<()> {
-        (fused.emit)(self, operation)
     }
 
     /// Gives back the buffers that nothing reads after the current operation.

@@ -38,10 +38,9 @@ pub(crate) fn specialize(function: &Function, shapes: &[Vec<usize>]) -> Result<S
         }
     }
     for operation in &function.block.operations {
-        let place = || format!("operation `{}` ({})", operation.name, operation.op_name());
         out.operation(operation).map_err(|unplanned| match unplanned {
-            Unplanned::Wrong(error) if error.places().is_empty() => Unplanned::Wrong(error.at(place())),
-            other => other,
+            Unplanned::Wrong(error) => Unplanned::Wrong(error.at(operation.place())),
+            Unplanned::Dynamic => Unplanned::Dynamic,
         })?;
     }
     Ok(out)

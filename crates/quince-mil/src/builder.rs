@@ -107,7 +107,8 @@ impl Builder {
             };
             operation.inputs.push(((*param).to_owned(), args));
         }
-        let types = verify::infer(&self.function, &|var| self.constants.get(&var).cloned(), &operation)?;
+        let types = verify::infer(&self.function, &|var| self.constants.get(&var).cloned(), &operation)
+            .map_err(|e| e.at(operation.place()))?;
         for (i, ty) in types.into_iter().enumerate() {
             let name = if i == 0 { name.clone() } else { self.unique(&format!("{name}_{i}")) };
             let var = self.function.add_var(&name, ty);

@@ -63,9 +63,7 @@ impl Frame<'_> {
 
     fn block(&mut self, block: &Block) -> Result<()> {
         for operation in &block.operations {
-            let results = self
-                .operation(operation)
-                .map_err(|e| e.at(format!("operation `{}` ({})", operation.name, operation.op_name())))?;
+            let results = self.operation(operation).map_err(|e| e.at(operation.place()))?;
             if results.len() != operation.outputs.len() {
                 bail!("operation `{}` gave {} results", operation.name, results.len());
             }

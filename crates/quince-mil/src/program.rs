@@ -216,6 +216,11 @@ impl Operation {
         }
     }
 
+    /// How errors name this operation.
+    pub fn place(&self) -> String {
+        format!("operation `{}` ({})", self.name, self.op_name())
+    }
+
     /// The definition; an error that names the operation if the table has none.
     pub fn op(&self) -> Result<&'static dyn Op> {
         match &self.kind {

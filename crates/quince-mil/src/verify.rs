@@ -59,8 +59,7 @@ impl Scope<'_> {
 
     fn block(&mut self, block: &Block) -> Result<()> {
         for operation in &block.operations {
-            self.operation(operation)
-                .map_err(|e| e.at(format!("operation `{}` ({})", operation.name, operation.op_name())))?;
+            self.operation(operation).map_err(|e| e.at(operation.place()))?;
         }
         let value = |var: &Var| self.used(*var).and_then(|()| self.value(*var));
         block.outputs.iter().try_for_each(|var| value(var).map_err(|e| e.at("block outputs")))
@@ -137,7 +136,8 @@ impl Scope<'_> {
     }
 }
 
-/// The types that an operation's results have, from its arguments in `function`; `known` gives constants.
+/// The types that an operation's results have, from its arguments in `function`; `known` gives constants. Errors do not
+/// name the operation: the caller does ([`Operation::place`]).
 pub fn infer(
     function: &Function,
     known: &dyn Fn(Var) -> Option<Value>,
@@ -157,7 +157,7 @@ pub fn infer(
         Arg::Value(value) => Ok(ArgInfo::known(value.clone())),
         Arg::Var(var) => Ok(ArgInfo { ty: function.ty(*var).clone(), value: known(*var) }),
     })?;
-    op.infer(&args).map_err(|e| e.at(format!("operation `{}` ({})", operation.name, op.name())))
+    op.infer(&args)
 }
 
 /// The arguments of an operation by its definition: checks that required parameters are given, element types allowed,
@@ -168,33 +168,29 @@ pub fn bind<'a>(
     operation: &'a Operation,
     mut info: impl FnMut(&Arg) -> Result<ArgInfo>,
 ) -> Result<Args<'a>> {
-    let place = || format!("operation `{}` ({})", operation.name, op.name());
     let mut entries = Vec::with_capacity(operation.inputs.len());
     for (name, args) in &operation.inputs {
         let Some(param) = op.params().iter().find(|p| p.name == name) else {
             let names: Vec<&str> = op.params().iter().map(|p| p.name).collect();
-            let message = format!("found the parameter `{name}`, expected {}", names.join(", "));
-            return Err(Error::new(message).at(place()));
+            bail!("found the parameter `{name}`, expected {}", names.join(", "));
         };
         if args.len() != 1 && !param.variadic {
-            let message = format!("parameter `{name}` has {} arguments, expected one", args.len());
-            return Err(Error::new(message).at(place()));
+            bail!("parameter `{name}` has {} arguments, expected one", args.len());
         }
-        let infos = args.iter().map(&mut info).collect::<Result<Vec<_>>>().map_err(|e| e.at(place()))?;
+        let infos = args.iter().map(&mut info).collect::<Result<Vec<_>>>()?;
         for info in &infos {
             if let (Some(ty), false) = (info.ty.as_tensor(), param.types.is_empty())
                 && !param.types.contains(&ty.dtype)
             {
                 let types: Vec<&str> = param.types.iter().map(|t| t.name()).collect();
-                let message = format!("parameter `{name}` is {ty}, expected an element type of {}", types.join(", "));
-                return Err(Error::new(message).at(place()));
+                bail!("parameter `{name}` is {ty}, expected an element type of {}", types.join(", "));
             }
         }
         entries.push((name.as_str(), infos));
     }
     for param in op.params().iter().filter(|p| !p.optional) {
         if !entries.iter().any(|(name, args)| *name == param.name && !args.is_empty()) {
-            return Err(Error::new(format!("the parameter `{}` is missing", param.name)).at(place()));
+            bail!("the parameter `{}` is missing", param.name);
         }
     }
     Ok(Args::new(op, entries))
