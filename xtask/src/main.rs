@@ -37,7 +37,7 @@ fn ci() -> bool {
     tidy_up()
         && optional("fmt", &["fmt", "--all", "--check"])
         && optional("clippy", &["clippy", "--quiet", "--workspace", "--all-targets", "--", "-D", "warnings"])
-        && cargo(&["test", "--quiet", "--workspace"], &[])
+        && cargo(&["test", "--quiet", "--workspace", "--no-fail-fast"], &[])
 }
 
 fn tidy_up() -> bool {
