@@ -22,7 +22,8 @@ const WEIGHT_FILE: &str = "weights/weight.bin";
 /// Called before a weight is loaded and written; an error from it stops the writing.
 pub type OnWeight<'a> = dyn FnMut(&Weight) -> Result<()> + 'a;
 
-/// Where large constants go: each is loaded, written and forgotten before the next one.
+/// Where large constants go: each is loaded, where its source allows some rows at a time, written and forgotten before
+/// the next one.
 pub struct Store<'a> {
     blobs: BlobWriter,
     /// Weights of one source are not even loaded twice; equal bytes of other sources are found by the blob writer.
@@ -69,7 +70,9 @@ impl<'a> Store<'a> {
             return Ok(offset);
         }
         (self.on_weight)(weight)?;
-        let offset = self.tensor(&weight.load()?)?;
+        self.blobs.begin(weight.dtype(), weight.len())?;
+        weight.pieces(|piece| self.blobs.write(piece.bytes()))?;
+        let offset = self.blobs.finish_blob()?;
         self.sources.insert(weight.id(), offset);
         Ok(offset)
     }
@@ -187,8 +190,7 @@ impl Writer<'_, '_> {
             message.inputs.push(self.define(input)?);
         }
         for operation in &block.operations {
-            self.operation(operation, &mut message.operations)
-                .map_err(|e| e.at(format!("operation `{}` ({})", operation.name, operation.op_name())))?;
+            self.operation(operation, &mut message.operations).map_err(|e| e.at(operation.place()))?;
         }
         let outputs = block.outputs.iter().map(|&var| self.name_of(var));
         message.outputs = outputs.collect::<Result<_>>().map_err(|e| e.at("outputs of the block"))?;

@@ -4,6 +4,7 @@ use crate::tensor::count;
 use crate::{DType, Result, Tensor, bail};
 use std::fmt;
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 /// How to get the bytes of a weight.
@@ -15,7 +16,15 @@ pub trait WeightSource: Send + Sync {
     fn rows(&self, rows: Range<usize>) -> Result<Tensor> {
         self.load()?.rows(rows)
     }
+
+    /// Whether [`WeightSource::rows`] computes only the rows asked for, so that going through them does no work twice.
+    fn streams(&self) -> bool {
+        false
+    }
 }
+
+/// The bytes that [`Weight::pieces`] gives at a time, about.
+const PIECE: usize = 8 << 20;
 
 /// A named tensor of known type and shape whose bytes live only while asked for. Cloning shares the source;
 /// [`Weight::id`] tells whether two weights share it.
@@ -25,22 +34,21 @@ pub struct Weight {
     dtype: DType,
     shape: Arc<[usize]>,
     source: Arc<dyn WeightSource>,
+    id: usize,
 }
 
 impl Weight {
     /// A weight of which `source` gives the bytes; what it gives is checked against type and shape.
     pub fn new(name: &str, dtype: DType, shape: &[usize], source: Arc<dyn WeightSource>) -> Weight {
-        Weight { name: name.into(), dtype, shape: shape.into(), source }
+        // Numbers, not addresses: an address may come again when a weight is gone.
+        static IDS: AtomicUsize = AtomicUsize::new(0);
+        Weight { name: name.into(), dtype, shape: shape.into(), source, id: IDS.fetch_add(1, Ordering::Relaxed) }
     }
 
     /// A weight whose tensor exists already, for instance in a mapped file.
     pub fn from_tensor(name: &str, tensor: Tensor) -> Weight {
-        Weight {
-            dtype: tensor.dtype(),
-            shape: tensor.shape().into(),
-            name: name.into(),
-            source: Arc::new(Resident(tensor)),
-        }
+        let (dtype, shape) = (tensor.dtype(), tensor.shape().to_vec());
+        Weight::new(name, dtype, &shape, Arc::new(Resident(tensor)))
     }
 
     /// The name in the checkpoint, or in the package it was read from.
@@ -80,10 +88,10 @@ impl Weight {
         self.dtype.byte_len(self.len()).unwrap_or(usize::MAX)
     }
 
-    /// Equal for weights that are sure to have equal bytes because they come from the same source. It means something
-    /// as long as one of the weights lives: who remembers it must keep the weight.
+    /// Equal for a weight and its clones, which are sure to have equal bytes; never equal for others, even when the
+    /// weight is gone.
     pub fn id(&self) -> usize {
-        Arc::as_ptr(&self.source).cast::<()>() as usize
+        self.id
     }
 
     /// The whole tensor.
@@ -103,6 +111,22 @@ impl Weight {
         self.checked(tensor, &shape)
     }
 
+    /// Whether rows are computed alone ([`WeightSource::streams`]).
+    pub fn streams(&self) -> bool {
+        self.source.streams()
+    }
+
+    /// Gives the tensor to `f` piece by piece, some rows at a time, where the source can compute rows alone; else whole.
+    /// One after the other, the bytes of the pieces are those of the tensor.
+    pub fn pieces(&self, mut f: impl FnMut(&Tensor) -> Result<()>) -> Result<()> {
+        let total = self.shape.first().copied().unwrap_or(0);
+        if total == 0 || self.dtype.is_sub_byte() || !self.streams() {
+            return f(&self.load()?);
+        }
+        let rows = (PIECE / (self.byte_len() / total).max(1)).max(1);
+        (0..total).step_by(rows).try_for_each(|first| f(&self.rows(first..total.min(first + rows))?))
+    }
+
     fn checked(&self, tensor: Tensor, shape: &[usize]) -> Result<Tensor> {
         if tensor.dtype() != self.dtype || tensor.shape() != shape {
             bail!("weight `{}`: found {tensor:?}, expected {}{shape:?}", self.name, self.dtype);
@@ -117,7 +141,7 @@ impl Weight {
             return self.clone();
         }
         let source = Cast { weight: self.clone(), dtype };
-        Weight { dtype, source: Arc::new(source), ..self.clone() }
+        Weight::new(&self.name, dtype, &self.shape, Arc::new(source))
     }
 
     /// The same elements under another shape.
@@ -126,7 +150,7 @@ impl Weight {
             bail!("weight `{}`: shape {:?} cannot become {shape:?}", self.name, self.shape);
         }
         let source = Reshaped { weight: self.clone(), shape: shape.into() };
-        Ok(Weight { shape: shape.into(), source: Arc::new(source), ..self.clone() })
+        Ok(Weight::new(&self.name, self.dtype, shape, Arc::new(source)))
     }
 }
 
@@ -142,6 +166,9 @@ impl WeightSource for Resident {
     fn load(&self) -> Result<Tensor> {
         Ok(self.0.clone())
     }
+    fn streams(&self) -> bool {
+        true
+    }
 }
 
 struct Cast {
@@ -156,6 +183,9 @@ impl WeightSource for Cast {
     fn rows(&self, rows: Range<usize>) -> Result<Tensor> {
         self.weight.rows(rows)?.cast(self.dtype)
     }
+    fn streams(&self) -> bool {
+        self.weight.streams()
+    }
 }
 
 struct Reshaped {
@@ -168,12 +198,21 @@ impl WeightSource for Reshaped {
         self.weight.load()?.reshape(&*self.shape)
     }
     fn rows(&self, rows: Range<usize>) -> Result<Tensor> {
-        // Axes of size one after the first are put in or taken out without touching the rows.
-        if self.shape.first() == self.weight.shape().first() {
+        if self.keeps_rows() {
             let shape: Vec<usize> = std::iter::once(rows.len()).chain(self.shape[1..].iter().copied()).collect();
             return self.weight.rows(rows)?.reshape(shape);
         }
         self.load()?.rows(rows)
+    }
+    fn streams(&self) -> bool {
+        self.keeps_rows() && self.weight.streams()
+    }
+}
+
+impl Reshaped {
+    /// Whether rows stay rows, as when axes of size one are put in or taken out after the first.
+    fn keeps_rows(&self) -> bool {
+        self.shape.first() == self.weight.shape().first()
     }
 }
 
@@ -221,7 +260,6 @@ impl WeightSource for Part {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::sync::atomic::{AtomicUsize, Ordering};
 
     #[test]
     fn a_weight_that_is_not_what_it_says_is_refused() {
@@ -231,10 +269,45 @@ mod tests {
     }
 
     #[test]
+    fn clones_have_one_id_and_a_weight_that_is_gone_leaves_its_own_to_nobody() {
+        let ids: Vec<usize> =
+            (0..100).map(|_| Weight::from_tensor("w", Tensor::vector(vec![1f32])).renamed("v").id()).collect();
+        assert!(ids.windows(2).all(|pair| pair[0] < pair[1]));
+        let weight = Weight::from_tensor("w", Tensor::vector(vec![1f32]));
+        assert_eq!(weight.renamed("v").id(), weight.id());
+    }
+
+    #[test]
     fn rows_are_cast_alone() {
         let weight = Weight::from_tensor("w", Tensor::from_vec([2, 2], vec![1f32, 2.0, 3.0, 4.0]).unwrap());
         let rows = weight.cast(DType::F16).rows(1..2).unwrap();
         assert_eq!((rows.dtype(), rows.to_f32().unwrap()), (DType::F16, vec![3.0, 4.0]));
+    }
+
+    #[test]
+    fn pieces_are_the_tensor_and_a_source_that_cannot_stream_is_asked_once() {
+        // Three pieces and a half of 4000 bytes a row.
+        let rows = 7 * PIECE / 2 / 4000;
+        let values: Vec<f32> = (0..rows * 1000).map(|i| i as f32).collect();
+        let tensor = Tensor::from_vec([rows, 1000], values).unwrap();
+        let pieces = |weight: &Weight| {
+            let (mut count, mut bytes) = (0, Vec::new());
+            weight
+                .pieces(|piece| {
+                    count += 1;
+                    bytes.extend_from_slice(piece.bytes());
+                    Ok(())
+                })
+                .unwrap();
+            assert!(bytes == **weight.load().unwrap().bytes());
+            count
+        };
+        let weight = Weight::from_tensor("w", tensor.clone());
+        assert_eq!(pieces(&weight), 4);
+        assert_eq!(pieces(&weight.cast(DType::F16)), 2);
+        assert_eq!(pieces(&weight.reshape(&[rows * 1000]).unwrap()), 1);
+        let types = vec![("w".to_owned(), DType::F32, vec![rows, 1000])];
+        assert_eq!(pieces(&parts(types, move || Ok(vec![tensor.clone()]))[0]), 1);
     }
 
     #[test]

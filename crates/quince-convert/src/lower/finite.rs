@@ -23,6 +23,10 @@ impl WeightSource for Finite {
         let before = tensor.len() / rows.len().max(1) * rows.start;
         checked(tensor, before)
     }
+
+    fn streams(&self) -> bool {
+        self.0.streams()
+    }
 }
 
 /// The tensor, whose first element is number `before` of the weight, if all of it is finite.

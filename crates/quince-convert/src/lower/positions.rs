@@ -195,4 +195,8 @@ impl WeightSource for Angles {
         let values = angles.map(|angle| ((self.function)(angle) * f64::from(self.scaling)) as f32);
         Tensor::from_f32(self.dtype, shape, values.collect())
     }
+
+    fn streams(&self) -> bool {
+        true
+    }
 }

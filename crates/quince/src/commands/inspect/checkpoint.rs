@@ -49,6 +49,9 @@ struct TensorSummary {
     file: Option<String>,
 }
 
+/// Bytes that a conversion has under way besides: some rows of a weight in two types, and the buffer of the file.
+const STREAMED: u64 = 64 << 20;
+
 /// What only a model of a known architecture tells.
 #[derive(Serialize)]
 struct Conversion {
@@ -56,7 +59,7 @@ struct Conversion {
     max_positions: usize,
     /// Bytes of a float16 KV cache by tokens of context.
     kv_cache_bytes: BTreeMap<usize, u64>,
-    /// What bounds the memory of a conversion: the largest weight in float32 and as it is written.
+    /// What bounds the memory of a conversion: the indices of the largest weight, a byte each, and what is streamed.
     conversion_bytes: u64,
     /// Bytes of the weights of the package by scheme, in the order of their sizes.
     package_bytes: Vec<SchemeSize>,
@@ -152,7 +155,7 @@ impl Conversion {
     fn of(checkpoint: &Checkpoint) -> Result<Conversion, Error> {
         let converted = convert(checkpoint, &Options::default())?;
         let semantic = &converted.semantic;
-        let largest = checkpoint.tensors().map(|entry| entry.weight.len() as u64 * (4 + 2)).max();
+        let largest = checkpoint.tensors().map(|entry| entry.weight.len() as u64).max();
         let mut package_bytes = vec![
             SchemeSize::plain("float32", "--compute-precision float32", &single(checkpoint)?),
             SchemeSize::plain("float16", "", &converted),
@@ -172,7 +175,7 @@ impl Conversion {
                     (context, 2 * 2 * (g.layers * g.kv_heads * g.head_dim) as u64 * context as u64)
                 })
                 .collect(),
-            conversion_bytes: largest.unwrap_or(0),
+            conversion_bytes: largest.unwrap_or(0) + STREAMED,
             package_bytes,
         })
     }
