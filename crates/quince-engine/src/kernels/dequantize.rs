@@ -52,7 +52,13 @@ pub(crate) unsafe fn load_floats<S: Simd>(values: &Floats, start: usize, out: &m
         }
         Floats::F16(bytes) => {
             let source = bytes[2 * start..2 * (start + out.len())].as_ptr().cast::<f16>();
-            unsafe { map_vectors::<S>(out, |i, count| S::load_partial_or_full_f16(source.add(i), count)) }
+            unsafe {
+                map_vectors::<S>(
+                    out,
+                    #[inline(always)]
+                    |i, count| S::load_partial_or_full_f16(source.add(i), count),
+                )
+            }
         }
     }
 }
@@ -90,7 +96,13 @@ unsafe fn lut_row_of<S: Simd, const ENTRIES: usize>(lut: &Lut, row: usize, cols:
         let table = lut.table_of(row, at) * ENTRIES;
         let table: &[f32] = &lut.tables.values()[table..table + ENTRIES];
         let (table, source) = (table.as_ptr(), indices.as_ptr());
-        unsafe { map_vectors::<S>(&mut out[done..done + count], |i, _| S::lookup::<ENTRIES>(table, source.add(i))) }
+        unsafe {
+            map_vectors::<S>(
+                &mut out[done..done + count],
+                #[inline(always)]
+                |i, _| S::lookup::<ENTRIES>(table, source.add(i)),
+            )
+        }
         done += count;
     }
 }
@@ -141,10 +153,14 @@ unsafe fn affine_row<S: Simd>(affine: &Affine, row: usize, cols: usize, col: usi
             let source = codes[done..].as_ptr();
             unsafe {
                 let (scale, offset) = (S::splat(scale), S::splat(offset as f32));
-                map_vectors::<S>(&mut out[done..end], |i, _| {
-                    let code = if signed { S::load_i8(source.add(i).cast()) } else { S::load_u8(source.add(i)) };
-                    code.sub(offset).mul(scale)
-                });
+                map_vectors::<S>(
+                    &mut out[done..end],
+                    #[inline(always)]
+                    |i, _| {
+                        let code = if signed { S::load_i8(source.add(i).cast()) } else { S::load_u8(source.add(i)) };
+                        code.sub(offset).mul(scale)
+                    },
+                );
             }
             (done, end) = (end, end + affine.block[1]);
         }

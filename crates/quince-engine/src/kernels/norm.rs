@@ -97,7 +97,12 @@ pub(crate) unsafe fn for_vectors<S: Simd>(x: &[f32], pad: f32, mut f: impl FnMut
 unsafe fn sum<S: Simd>(x: &[f32]) -> f32 {
     unsafe {
         let mut total = S::splat(0.0);
-        for_vectors::<S>(x, 0.0, |_, _, x| total = total.add(x));
+        for_vectors::<S>(
+            x,
+            0.0,
+            #[inline(always)]
+            |_, _, x| total = total.add(x),
+        );
         total.reduce_add()
     }
 }
@@ -106,10 +111,15 @@ unsafe fn sum<S: Simd>(x: &[f32]) -> f32 {
 unsafe fn sum_squares<S: Simd>(x: &[f32], mean: f32) -> f32 {
     unsafe {
         let (mut total, mean_v) = (S::splat(0.0), S::splat(mean));
-        for_vectors::<S>(x, mean, |_, _, x| {
-            let x = x.sub(mean_v);
-            total = x.mul_add(x, total);
-        });
+        for_vectors::<S>(
+            x,
+            mean,
+            #[inline(always)]
+            |_, _, x| {
+                let x = x.sub(mean_v);
+                total = x.mul_add(x, total);
+            },
+        );
         total.reduce_add()
     }
 }
@@ -118,7 +128,12 @@ unsafe fn sum_squares<S: Simd>(x: &[f32], mean: f32) -> f32 {
 unsafe fn row_max<S: Simd>(x: &[f32]) -> f32 {
     unsafe {
         let mut max = S::splat(f32::NEG_INFINITY);
-        for_vectors::<S>(x, f32::NEG_INFINITY, |_, _, x| max = max.max(x));
+        for_vectors::<S>(
+            x,
+            f32::NEG_INFINITY,
+            #[inline(always)]
+            |_, _, x| max = max.max(x),
+        );
         max.reduce_max()
     }
 }
@@ -130,11 +145,16 @@ pub(crate) unsafe fn exp_row<S: Simd>(x: &[f32], max: f32, y: &mut [f32]) -> f32
     assert!(y.len() >= x.len());
     unsafe {
         let (mut total, max) = (S::splat(0.0), S::splat(max));
-        for_vectors::<S>(x, f32::NEG_INFINITY, |i, count, x| {
-            let e = x.sub(max).exp();
-            total = total.add(e);
-            e.store_partial_or_full(out.add(i), count);
-        });
+        for_vectors::<S>(
+            x,
+            f32::NEG_INFINITY,
+            #[inline(always)]
+            |i, count, x| {
+                let e = x.sub(max).exp();
+                total = total.add(e);
+                e.store_partial_or_full(out.add(i), count);
+            },
+        );
         total.reduce_add()
     }
 }
@@ -152,16 +172,21 @@ unsafe fn scale_row<S: Simd>(
     assert!(y.len() >= x.len());
     unsafe {
         let (mean, scale) = (S::splat(mean), S::splat(scale));
-        for_vectors::<S>(x, 0.0, |i, count, x| {
-            let mut value = x.sub(mean).mul(scale);
-            if let Some(weight) = weight {
-                value = value.mul(S::load_partial_or_full(weight.as_ptr().add(i), count));
-            }
-            if let Some(bias) = bias {
-                value = value.add(S::load_partial_or_full(bias.as_ptr().add(i), count));
-            }
-            value.store_partial_or_full(out.add(i), count);
-        });
+        for_vectors::<S>(
+            x,
+            0.0,
+            #[inline(always)]
+            |i, count, x| {
+                let mut value = x.sub(mean).mul(scale);
+                if let Some(weight) = weight {
+                    value = value.mul(S::load_partial_or_full(weight.as_ptr().add(i), count));
+                }
+                if let Some(bias) = bias {
+                    value = value.add(S::load_partial_or_full(bias.as_ptr().add(i), count));
+                }
+                value.store_partial_or_full(out.add(i), count);
+            },
+        );
     }
 }
 

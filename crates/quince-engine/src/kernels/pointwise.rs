@@ -84,10 +84,15 @@ pub fn silu_mul(kernels: &Kernels, gate: &[f32], up: &[f32], y: &mut [f32]) {
 unsafe fn silu_mul_generic<S: Simd>(gate: &[f32], up: &[f32], y: &mut [f32]) {
     let (up, out) = (up.as_ptr(), y.as_mut_ptr());
     unsafe {
-        super::norm::for_vectors::<S>(gate, 0.0, |i, count, gate| {
-            let up = S::load_partial_or_full(up.add(i), count);
-            silu(gate).mul(up).store_partial_or_full(out.add(i), count);
-        });
+        super::norm::for_vectors::<S>(
+            gate,
+            0.0,
+            #[inline(always)]
+            |i, count, gate| {
+                let up = S::load_partial_or_full(up.add(i), count);
+                silu(gate).mul(up).store_partial_or_full(out.add(i), count);
+            },
+        );
     }
 }
 
@@ -95,19 +100,49 @@ unsafe fn silu_mul_generic<S: Simd>(gate: &[f32], up: &[f32], y: &mut [f32]) {
 unsafe fn unary_generic<S: Simd>(op: Unary, x: &[f32], y: &mut [f32]) {
     unsafe {
         match op {
-            Unary::Exp => map::<S>(x, y, |x| x.exp()),
-            Unary::Sigmoid => map::<S>(x, y, |x| S::splat(1.0).div(one_plus_exp_minus(x))),
-            Unary::Silu => map::<S>(x, y, |x| silu(x)),
-            Unary::Tanh => map::<S>(x, y, |x| S::splat(2.0).div(one_plus_exp_minus(x.add(x))).sub(S::splat(1.0))),
-            Unary::Gelu => map::<S>(x, y, |x| {
-                let erf = erf(x.mul(S::splat(std::f32::consts::FRAC_1_SQRT_2)));
-                x.mul(S::splat(0.5)).mul(erf.add(S::splat(1.0)))
-            }),
-            Unary::GeluTanh => map::<S>(x, y, |x| {
-                // 1/2 (1 + tanh u) = 1 / (1 + e^−2u), with 2u = 2 √(2/π) (x + 0.044715 x³).
-                let u = x.mul(x).mul_add(S::splat(1.595_769 * 0.044_715), S::splat(1.595_769)).mul(x);
-                x.div(one_plus_exp_minus(u))
-            }),
+            Unary::Exp => map::<S>(
+                x,
+                y,
+                #[inline(always)]
+                |x| x.exp(),
+            ),
+            Unary::Sigmoid => map::<S>(
+                x,
+                y,
+                #[inline(always)]
+                |x| S::splat(1.0).div(one_plus_exp_minus(x)),
+            ),
+            Unary::Silu => map::<S>(
+                x,
+                y,
+                #[inline(always)]
+                |x| silu(x),
+            ),
+            Unary::Tanh => map::<S>(
+                x,
+                y,
+                #[inline(always)]
+                |x| S::splat(2.0).div(one_plus_exp_minus(x.add(x))).sub(S::splat(1.0)),
+            ),
+            Unary::Gelu => map::<S>(
+                x,
+                y,
+                #[inline(always)]
+                |x| {
+                    let erf = erf(x.mul(S::splat(std::f32::consts::FRAC_1_SQRT_2)));
+                    x.mul(S::splat(0.5)).mul(erf.add(S::splat(1.0)))
+                },
+            ),
+            Unary::GeluTanh => map::<S>(
+                x,
+                y,
+                #[inline(always)]
+                |x| {
+                    // 1/2 (1 + tanh u) = 1 / (1 + e^−2u), with 2u = 2 √(2/π) (x + 0.044715 x³).
+                    let u = x.mul(x).mul_add(S::splat(1.595_769 * 0.044_715), S::splat(1.595_769)).mul(x);
+                    x.div(one_plus_exp_minus(u))
+                },
+            ),
         }
     }
 }
@@ -115,7 +150,14 @@ unsafe fn unary_generic<S: Simd>(op: Unary, x: &[f32], y: &mut [f32]) {
 #[inline(always)]
 unsafe fn map<S: Simd>(x: &[f32], y: &mut [f32], f: impl Fn(S) -> S) {
     let out = y.as_mut_ptr();
-    unsafe { super::norm::for_vectors::<S>(x, 0.0, |i, count, x| f(x).store_partial_or_full(out.add(i), count)) }
+    unsafe {
+        super::norm::for_vectors::<S>(
+            x,
+            0.0,
+            #[inline(always)]
+            |i, count, x| f(x).store_partial_or_full(out.add(i), count),
+        )
+    }
 }
 
 #[inline(always)]
