@@ -2,9 +2,11 @@
 
 use crate::kernels::{self, Kernels};
 use crate::memory::{Memory, StateTensor};
+use crate::observe::{self, Observer, Plainly, Purpose, Watcher};
 use crate::plan_cache::{PlanCache, Strategy};
-use crate::planner::{self, Binding, Place, Plan};
+use crate::planner::{self, Binding, Mode, Place, Plan};
 use crate::specialize::{Unplanned, specialize};
+use crate::strict::Marks;
 use crate::weights::WeightCache;
 use quince_mil::{DType, Error, Flexibility, Function, Program, Result, Tensor, ValueType, bail, eval};
 use quince_tensor::f16;
@@ -21,14 +23,18 @@ pub struct Options {
     pub precision: Precision,
 }
 
-/// How exact the arithmetic of fp16 programs is; fp32 programs are always computed in f32.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+/// How exact the arithmetic is; fp32 programs are computed in f32 unless everything is rounded.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub enum Precision {
     /// Products with weights may be as inexact as fp16 arithmetic is.
     #[default]
     Default,
     /// Everything in f32.
     Exact,
+    /// As fp16 hardware does it: every floating-point input, constant and result is rounded to fp16, those of fp32
+    /// programs too; within an operation, sums are f32. Nothing is fused. [`Engine::observe`] tells what rounding did;
+    /// see [`RangeReport`](crate::RangeReport).
+    Strict,
 }
 
 /// A program ready to run (Core ML's `MLModel`). It may be used by several threads, each call with a state of its own.
@@ -54,7 +60,8 @@ impl Engine {
         let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
         let threads = if options.threads == 0 { cores } else { options.threads };
         let kernels = Kernels::new(threads);
-        let engine = Engine { program, kernels, options, weights: WeightCache::default(), plans: PlanCache::default() };
+        let weights = WeightCache::new(options.precision);
+        let engine = Engine { program, kernels, options, weights, plans: PlanCache::default() };
         engine.new_state()?;
         Ok(engine)
     }
@@ -92,31 +99,78 @@ impl Engine {
 
     /// Runs a function on inputs by name. On an error the state may have been changed in part.
     pub fn predict(&self, function: &str, inputs: &Tensors, state: &mut State) -> Result<Tensors> {
-        let function = self.program.function(function)?;
-        self.run(function, inputs, state).map_err(|e| e.at(format!("function `{}`", function.name)))
+        let strict = self.options.precision == Precision::Strict;
+        let purpose = if strict { Purpose::Values } else { Purpose::Results };
+        self.call(function, inputs, state, purpose, &mut observe::Nobody)
     }
 
-    fn run(&self, function: &Function, inputs: &Tensors, state: &mut State) -> Result<Tensors> {
+    /// [`Engine::predict`], showing an observer every value: the states, the inputs, the results of all operations that
+    /// the outputs depend on in the order in which they are computed, and the states again. Operations are done one by
+    /// one, as they are in the program, so that there is a value for each; it is slower.
+    ///
+    /// # Errors
+    /// As [`Engine::predict`], and those of the observer.
+    pub fn observe(
+        &self,
+        function: &str,
+        inputs: &Tensors,
+        state: &mut State,
+        observer: &mut dyn Observer,
+    ) -> Result<Tensors> {
+        self.call(function, inputs, state, Purpose::Values, observer)
+    }
+
+    fn call(
+        &self,
+        function: &str,
+        inputs: &Tensors,
+        state: &mut State,
+        purpose: Purpose,
+        observer: &mut dyn Observer,
+    ) -> Result<Tensors> {
+        let function = self.program.function(function)?;
+        self.run(function, inputs, state, purpose, observer).map_err(|e| e.at(format!("function `{}`", function.name)))
+    }
+
+    fn run(
+        &self,
+        function: &Function,
+        inputs: &Tensors,
+        state: &mut State,
+        purpose: Purpose,
+        observer: &mut dyn Observer,
+    ) -> Result<Tensors> {
         let shapes = check_inputs(function, inputs)?;
         let number = self.program.functions.iter().position(|f| f.name == function.name).unwrap_or(0);
-        let strategy = self.plans.get((number, shapes.clone()), || self.strategy(function, &shapes))?;
-        match &*strategy {
-            Strategy::Planned(plan) => self.planned(function, plan, inputs, state),
-            Strategy::Interpreted => interpreted(function, inputs, state),
-        }
+        let strategy =
+            self.plans.get((number, shapes.clone(), purpose), || self.strategy(function, &shapes, purpose))?;
+        observe::show_states(function, state, observe::Moment::Before, observer)?;
+        let outputs = match &*strategy {
+            Strategy::Planned(plan) => self.planned(function, plan, inputs, state, observer)?,
+            Strategy::Interpreted => self.interpreted(function, inputs, state, observer)?,
+        };
+        observe::show_states(function, state, observe::Moment::After, observer)?;
+        Ok(outputs)
     }
 
-    fn strategy(&self, function: &Function, shapes: &[Vec<usize>]) -> Result<Strategy> {
+    fn strategy(&self, function: &Function, shapes: &[Vec<usize>], purpose: Purpose) -> Result<Strategy> {
         let specialized = match specialize(function, shapes) {
             Ok(specialized) => specialized,
             Err(Unplanned::Dynamic) => return Ok(Strategy::Interpreted),
             Err(Unplanned::Wrong(error)) => return Err(error),
         };
-        let plan = planner::plan(&specialized, &self.weights, self.options.precision == Precision::Exact)?;
-        Ok(Strategy::Planned(plan))
+        let mode = Mode { precision: self.options.precision, purpose };
+        Ok(Strategy::Planned(planner::plan(&specialized, &self.weights, mode)?))
     }
 
-    fn planned(&self, function: &Function, plan: &Plan, inputs: &Tensors, state: &mut State) -> Result<Tensors> {
+    fn planned(
+        &self,
+        function: &Function,
+        plan: &Plan,
+        inputs: &Tensors,
+        state: &mut State,
+        observer: &mut dyn Observer,
+    ) -> Result<Tensors> {
         let mut states = Vec::new();
         let mut rest: Vec<Option<&mut StateTensor>> = state.tensors.iter_mut().map(Some).collect();
         for (info, _) in function.states() {
@@ -126,7 +180,8 @@ impl Engine {
             })?);
         }
         let (buffers, tensors) = (self.plans.take(plan)?, vec![None; plan.vars]);
-        let mut memory = Memory { buffers, tensors, states, kernels: &self.kernels };
+        let watcher = Watcher { observer, marks: plan.marks.clone() };
+        let mut memory = Memory { buffers, tensors, states, kernels: &self.kernels, watcher };
         let result = self.steps(plan, inputs, &mut memory);
         self.plans.give_back(memory.buffers);
         result
@@ -141,6 +196,32 @@ impl Engine {
             (step.run)(memory).map_err(|e| e.at(format!("operation `{}` ({})", step.name, step.kind)))?;
         }
         plan.outputs.iter().map(|binding| Ok((binding.name.clone(), leave(memory, binding)?))).collect()
+    }
+}
+
+impl Engine {
+    /// Runs a function operation by operation, with the types that it declares.
+    fn interpreted(
+        &self,
+        function: &Function,
+        inputs: &Tensors,
+        state: &mut State,
+        observer: &mut dyn Observer,
+    ) -> Result<Tensors> {
+        let mut states = Tensors::new();
+        for tensor in &state.tensors {
+            states.insert(tensor.name.clone(), tensor.to_tensor()?);
+        }
+        let marks = if self.options.precision == Precision::Strict { function.vars.len() } else { 0 };
+        let marks = vec![Marks::default(); marks];
+        let mut plainly = Plainly { function, observer, kernels: &self.kernels, marks };
+        let outputs = eval::run_observed(function, inputs, &mut states, &mut plainly)?;
+        for tensor in &mut state.tensors {
+            if let Some(new) = states.get(&tensor.name) {
+                tensor.set(new)?;
+            }
+        }
+        Ok(outputs)
     }
 }
 
@@ -237,19 +318,4 @@ fn leave(memory: &Memory, binding: &Binding) -> Result<Tensor> {
         Place::State { .. } | Place::Packed => bail!("output `{}` was not computed", binding.name),
     };
     tensor.cast(binding.dtype)
-}
-
-/// Runs a function operation by operation, with the types that it declares.
-fn interpreted(function: &Function, inputs: &Tensors, state: &mut State) -> Result<Tensors> {
-    let mut states = Tensors::new();
-    for tensor in &state.tensors {
-        states.insert(tensor.name.clone(), tensor.to_tensor()?);
-    }
-    let outputs = eval::run(function, inputs, &mut states)?;
-    for tensor in &mut state.tensors {
-        if let Some(new) = states.get(&tensor.name) {
-            tensor.set(new)?;
-        }
-    }
-    Ok(outputs)
 }

@@ -13,10 +13,12 @@ mod fuse;
 mod hostile;
 pub mod kernels;
 mod memory;
+mod observe;
 mod plan_cache;
 mod planner;
 mod specialize;
 mod steps;
+mod strict;
 mod strided;
 #[cfg(test)]
 mod tests;
@@ -24,3 +26,5 @@ mod weights;
 
 pub use engine::{Engine, Options, Precision, State, Tensors};
 pub use memory::{StateData, StateTensor};
+pub use observe::{Observed, Observer, Origin, Source};
+pub use strict::Rounding;

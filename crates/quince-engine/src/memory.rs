@@ -1,6 +1,7 @@
 //! What steps work on while a function runs: buffers of `f32`, tensors of other types, states.
 
 use crate::kernels::Kernels;
+use crate::observe::Watcher;
 use quince_mil::{DType, Error, Result, Tensor, bail};
 use quince_tensor::{f16, zeroed};
 use std::sync::Arc;
@@ -15,6 +16,8 @@ pub(crate) struct Memory<'a> {
     pub states: Vec<&'a mut StateTensor>,
     /// Threads and instruction set.
     pub kernels: &'a Kernels,
+    /// Who is shown the values.
+    pub watcher: Watcher<'a>,
 }
 
 /// Where a step finds floating-point values.

@@ -1,5 +1,6 @@
 //! Plans by function and input shapes, and the memory they run in.
 
+use crate::observe::Purpose;
 use crate::planner::Plan;
 use quince_mil::Result;
 use quince_tensor::zeroed;
@@ -17,8 +18,8 @@ pub(crate) enum Strategy {
 /// Memory for a call: a vector for each buffer of a plan, at least as long as the plan wants it.
 pub(crate) type Buffers = Vec<Vec<f32>>;
 
-/// A function and the shapes of its inputs.
-type Key = (usize, Vec<Vec<usize>>);
+/// A function, the shapes of its inputs, and what is computed.
+type Key = (usize, Vec<Vec<usize>>, Purpose);
 
 /// The plans made so far.
 #[derive(Default)]

@@ -5,14 +5,17 @@
 //! wants it. Forwards: each operation that is left becomes a step by the table [`steps::STEPS`], or is evaluated by
 //! its definition; buffers are given back as soon as nothing reads them any more.
 
+use crate::Precision;
 use crate::fuse::{self, Fused};
 use crate::kernels::{Accuracy, PackedWeight};
 use crate::memory::{Memory, Operand};
+use crate::observe::Purpose;
 use crate::specialize::{Specialized, elements};
 use crate::steps;
+use crate::strict::Marks;
 use crate::weights::{self, WeightCache};
 use quince_mil::{Arg, DType, Defs, Error, Function, Operation, Result, Tensor, Value, ValueType, Var, bail};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 /// What is done when the function runs.
@@ -27,6 +30,17 @@ pub(crate) struct Plan {
     pub outputs: Vec<Binding>,
     /// The number of variables.
     pub vars: usize,
+    /// By variable, what constants hold, where everything is rounded to fp16; empty elsewhere.
+    pub marks: Vec<Marks>,
+}
+
+/// How a function is to be run.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
+pub(crate) struct Mode {
+    /// How exact the arithmetic is.
+    pub precision: Precision,
+    /// Whether only the results matter.
+    pub purpose: Purpose,
 }
 
 /// One thing that is done.
@@ -83,7 +97,10 @@ pub(crate) struct Planner<'a> {
     steps: Vec<Step>,
     states: Vec<Var>,
     now: usize,
-    exact: bool,
+    mode: Mode,
+    /// Constants that were looked at, and what those hold that were.
+    seen: HashSet<Var>,
+    marks: Vec<Marks>,
     /// By x: the products `linear` of it that are still to be done, as indices of operations.
     products: HashMap<Var, Vec<usize>>,
 }
@@ -94,9 +111,10 @@ struct Buffer {
     free: bool,
 }
 
-/// The plan of a function. `exact` asks for f32 arithmetic also where the program declares fp16.
-pub(crate) fn plan(specialized: &Specialized, cache: &WeightCache, exact: bool) -> Result<Plan> {
+/// The plan of a function.
+pub(crate) fn plan(specialized: &Specialized, cache: &WeightCache, mode: Mode) -> Result<Plan> {
     let function = &specialized.function;
+    let marks = if mode.precision == Precision::Strict { function.vars.len() } else { 0 };
     let mut planner = Planner {
         function,
         defs: Defs::new(function),
@@ -109,33 +127,45 @@ pub(crate) fn plan(specialized: &Specialized, cache: &WeightCache, exact: bool) 
         steps: Vec::new(),
         states: function.inputs.iter().map(|i| i.var).filter(|v| is_state(function, *v)).collect(),
         now: 0,
-        exact,
+        mode,
+        seen: HashSet::new(),
+        marks: vec![Marks::default(); marks],
         products: HashMap::new(),
     };
     let work = planner.needed();
     let inputs = planner.bind_inputs()?;
-    for (index, _) in work.iter().filter(|(_, fused)| fused.is_none()) {
+    for (index, _) in work.iter().filter(|(_, work)| matches!(work, Work::Plain)) {
         let operation = &function.block.operations[*index];
         if let ("linear", Some(x)) = (operation.op_name(), operation.var("x")) {
             planner.products.entry(x).or_default().push(*index);
         }
     }
-    for (index, fused) in work {
+    for (index, work) in work {
         planner.now = index + 1;
         let operation = &function.block.operations[index];
-        if operation.outputs.iter().any(|var| planner.is_placed(*var)) {
-            continue;
-        }
-        match fused {
-            Some(fused) => (fused.emit)(&mut planner, operation),
-            None => steps::emit(&mut planner, operation),
-        }
-        .map_err(|e| e.at(operation.place()))?;
+        let emitted = match work {
+            _ if operation.outputs.iter().any(|var| planner.is_placed(*var)) => Ok(()),
+            Work::Fused(fused) => (fused.emit)(&mut planner, operation),
+            Work::Plain => steps::emit(&mut planner, operation),
+            Work::Known => Ok(()),
+        };
+        emitted.and_then(|()| planner.watch(operation)).map_err(|e| e.at(operation.place()))?;
         planner.release();
     }
     let outputs = planner.bind_outputs()?;
     let buffers = planner.buffers.iter().map(|buffer| buffer.len).collect();
-    Ok(Plan { steps: planner.steps, buffers, inputs, outputs, vars: function.vars.len() })
+    let vars = function.vars.len();
+    Ok(Plan { steps: planner.steps, buffers, inputs, outputs, vars, marks: planner.marks })
+}
+
+/// How an operation is done.
+enum Work {
+    /// As the last of several, with them.
+    Fused(Fused),
+    /// By itself.
+    Plain,
+    /// Its results were computed beforehand, and somebody wants to see them.
+    Known,
 }
 
 fn is_state(function: &Function, var: Var) -> bool {
@@ -143,8 +173,8 @@ fn is_state(function: &Function, var: Var) -> bool {
 }
 
 impl<'a> Planner<'a> {
-    /// The operations that must be done, in order, with the fusion that does them; also fills `last_use`.
-    fn needed(&mut self) -> Vec<(usize, Option<Fused>)> {
+    /// The operations that must be done, in order, with how; also fills `last_use`.
+    fn needed(&mut self) -> Vec<(usize, Work)> {
         let operations = &self.function.block.operations;
         let mut wanted = vec![false; self.function.vars.len()];
         for var in &self.function.block.outputs {
@@ -155,10 +185,13 @@ impl<'a> Planner<'a> {
         for (index, operation) in operations.iter().enumerate().rev() {
             let effect = operation.op_name() == "write_state";
             let known = operation.outputs.iter().all(|var| self.constants[var.0 as usize].is_some());
+            if !effect && known && self.watches() {
+                work.push((index, Work::Known));
+            }
             if !effect && (known || !operation.outputs.iter().any(|var| wanted[var.0 as usize])) {
                 continue;
             }
-            let fused = fuse::find(self, operation);
+            let fused = if self.watches() { None } else { fuse::find(self, operation) };
             let mut want = |var: Var| {
                 wanted[var.0 as usize] = true;
                 let last_use = &mut self.last_use[var.0 as usize];
@@ -168,10 +201,36 @@ impl<'a> Planner<'a> {
                 Some(fused) => fused.inputs.iter().copied().for_each(&mut want),
                 None => operation.used_vars().for_each(&mut want),
             }
-            work.push((index, fused));
+            work.push((index, fused.map_or(Work::Plain, Work::Fused)));
         }
         work.reverse();
         work
+    }
+
+    /// Whether every value is shown.
+    pub fn watches(&self) -> bool {
+        self.mode.purpose == Purpose::Values
+    }
+
+    /// Whether every value is rounded to fp16.
+    pub fn rounds(&self) -> bool {
+        self.mode.precision == Precision::Strict
+    }
+
+    /// Whether a buffer is that of one of these variables.
+    pub fn shares_buffer(&self, id: usize, vars: &[Var]) -> bool {
+        vars.iter().any(|var| matches!(self.places[var.0 as usize], Some(Place::Buffer(other)) if other == id))
+    }
+
+    /// The value of a constant when it is asked for the first time.
+    pub fn unseen_constant(&mut self, var: Var) -> Option<&'a Value> {
+        let value = self.constants[var.0 as usize].as_ref()?;
+        self.seen.insert(var).then_some(value)
+    }
+
+    /// Notes what a constant holds.
+    pub fn mark_constant(&mut self, var: Var, marks: Marks) {
+        self.marks[var.0 as usize] = marks;
     }
 
     fn bind_inputs(&mut self) -> Result<Vec<Binding>> {
@@ -185,6 +244,7 @@ impl<'a> Planner<'a> {
             }
             let place = self.new_place(input.var)?;
             bindings.push(self.binding(input.var, place)?);
+            self.watch_input(input.var)?;
         }
         Ok(bindings)
     }
@@ -201,6 +261,7 @@ impl<'a> Planner<'a> {
                             Place::Const(Tensor::from_vec(self.shape(var)?, values.to_vec())?.into())
                         }
                     },
+                    Place::Const(value) => Place::Const(self.tensor(&value)?.into()),
                     place => place,
                 };
                 self.binding(var, place)
@@ -239,7 +300,7 @@ impl<'a> Planner<'a> {
     /// How exact products of this variable have to be.
     pub fn accuracy(&self, var: Var) -> Accuracy {
         match self.dtype(var) {
-            Ok(DType::F16) if !self.exact => Accuracy::Default,
+            Ok(DType::F16) if self.mode.precision == Precision::Default => Accuracy::Default,
             _ => Accuracy::Exact,
         }
     }

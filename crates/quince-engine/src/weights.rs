@@ -1,6 +1,8 @@
 //! From constants and `constexpr_*` operations to weights that kernels read packed.
 
+use crate::Precision;
 use crate::kernels::{CodeType, Floats, GroupAxis, PackedWeight};
+use crate::strict;
 use quince_mil::{Arg, DType, Defs, Error, Operation, Result, Tensor, Value, bail};
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -9,21 +11,32 @@ use std::sync::Mutex;
 #[derive(Default)]
 pub(crate) struct WeightCache {
     computed: Mutex<HashMap<usize, Tensor>>,
+    /// Whether constants are rounded to fp16 where they are found.
+    rounds: bool,
 }
 
 impl WeightCache {
+    /// An empty cache for programs that are run so.
+    pub fn new(precision: Precision) -> WeightCache {
+        WeightCache { rounds: precision == Precision::Strict, ..WeightCache::default() }
+    }
+
     /// The tensor of a constant.
     pub fn tensor(&self, value: &Value) -> Result<Tensor> {
-        let Value::Weight(weight) = value else { return value.tensor() };
+        let Value::Weight(weight) = value else { return self.as_used(value.tensor()?) };
         let mut computed = self.computed.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         if let Some(tensor) = computed.get(&weight.id()) {
             return Ok(tensor.clone());
         }
-        let tensor = weight.load()?;
+        let tensor = self.as_used(weight.load()?)?;
         if !tensor.bytes().is_mapped() {
             computed.insert(weight.id(), tensor.clone());
         }
         Ok(tensor)
+    }
+
+    fn as_used(&self, tensor: Tensor) -> Result<Tensor> {
+        if self.rounds { strict::rounded(tensor) } else { Ok(tensor) }
     }
 }
 

@@ -12,7 +12,42 @@ pub type Tensors = BTreeMap<String, Tensor>;
 /// Runs `function` on inputs by name; states are read from `states` and written there. A state that is not there yet
 /// is zeros. Loops stop with an error when they have run [`MAX_ITERATIONS`] times, all together.
 pub fn run(function: &Function, inputs: &Tensors, states: &mut Tensors) -> Result<Tensors> {
-    let mut frame = Frame { function, values: vec![None; function.vars.len()], states, iterations: 0 };
+    run_observed(function, inputs, states, &mut Unobserved)
+}
+
+/// Is shown every value of a run: inputs, results of operations, and what loops hand to their blocks.
+pub trait Observer {
+    /// A value that was just computed; what comes back takes its place.
+    fn value(&mut self, seen: &Seen, value: Value) -> Result<Value>;
+}
+
+/// Where a value is assigned.
+pub struct Seen<'a> {
+    /// The variable.
+    pub var: Var,
+    /// What assigned it; none for an input of the function.
+    pub operation: Option<&'a Operation>,
+    /// How often each loop around it ran before, the outermost first.
+    pub iterations: &'a [usize],
+}
+
+struct Unobserved;
+
+impl Observer for Unobserved {
+    fn value(&mut self, _: &Seen, value: Value) -> Result<Value> {
+        Ok(value)
+    }
+}
+
+/// [`run`] with somebody who looks on.
+pub fn run_observed(
+    function: &Function,
+    inputs: &Tensors,
+    states: &mut Tensors,
+    observer: &mut dyn Observer,
+) -> Result<Tensors> {
+    let values = vec![None; function.vars.len()];
+    let mut frame = Frame { function, values, states, iterations: 0, loops: Vec::new(), observer };
     for input in &function.inputs {
         let info = function.var(input.var);
         match &info.ty {
@@ -28,7 +63,7 @@ pub fn run(function: &Function, inputs: &Tensors, states: &mut Tensors) -> Resul
                 if !expected.fits(&found) {
                     bail!("input `{}`: found {found}, expected {expected}", info.name);
                 }
-                frame.values[input.var.0 as usize] = Some(tensor.clone().into());
+                frame.assign(input.var, None, tensor.clone().into())?;
             }
         }
     }
@@ -53,12 +88,21 @@ struct Frame<'a> {
     states: &'a mut Tensors,
     /// How often loops have run.
     iterations: usize,
+    /// How often each loop around the current operation ran before.
+    loops: Vec<usize>,
+    observer: &'a mut dyn Observer,
 }
 
 impl Frame<'_> {
     fn get(&self, var: Var) -> Result<&Value> {
         let value = self.values.get(var.0 as usize).and_then(Option::as_ref);
         value.ok_or_else(|| Error::new(format!("variable number {} has no value", var.0)))
+    }
+
+    fn assign(&mut self, var: Var, operation: Option<&Operation>, value: Value) -> Result<()> {
+        let value = self.observer.value(&Seen { var, operation, iterations: &self.loops }, value)?;
+        self.values[var.0 as usize] = Some(value);
+        Ok(())
     }
 
     fn block(&mut self, block: &Block) -> Result<()> {
@@ -68,7 +112,7 @@ impl Frame<'_> {
                 bail!("operation `{}` gave {} results", operation.name, results.len());
             }
             for (var, value) in operation.outputs.iter().zip(results) {
-                self.values[var.0 as usize] = Some(value);
+                self.assign(*var, Some(operation), value)?;
             }
         }
         Ok(())
@@ -150,29 +194,33 @@ impl Frame<'_> {
                 Arg::Value(value) => value.clone(),
             });
         }
+        self.loops.push(0);
         while self.iterations < MAX_ITERATIONS {
             self.iterations += 1;
-            self.set(&condition.inputs, &values)?;
+            self.set(operation, &condition.inputs, &values)?;
             self.block(condition)?;
             match &self.results(condition)?[..] {
                 [go_on] if Self::truth(go_on)? => {}
-                [_] => return Ok(values),
+                [_] => {
+                    self.loops.pop();
+                    return Ok(values);
+                }
                 several => bail!("the condition of a while_loop gave {} results, expected one", several.len()),
             }
-            self.set(&body.inputs, &values)?;
+            self.set(operation, &body.inputs, &values)?;
             self.block(body)?;
             values = self.results(body)?;
+            if let Some(count) = self.loops.last_mut() {
+                *count += 1;
+            }
         }
         bail!("loops ran {MAX_ITERATIONS} times without an end")
     }
 
-    fn set(&mut self, vars: &[Var], values: &[Value]) -> Result<()> {
+    fn set(&mut self, operation: &Operation, vars: &[Var], values: &[Value]) -> Result<()> {
         if vars.len() != values.len() {
             bail!("a block takes {} values, found {}", vars.len(), values.len());
         }
-        for (var, value) in vars.iter().zip(values) {
-            self.values[var.0 as usize] = Some(value.clone());
-        }
-        Ok(())
+        vars.iter().zip(values).try_for_each(|(var, value)| self.assign(*var, Some(operation), value.clone()))
     }
 }
