@@ -16,6 +16,7 @@ mod bench;
 mod bundle;
 mod chat_template;
 mod detokenize;
+mod embed;
 mod generate;
 mod jinja;
 pub mod metrics;
@@ -36,6 +37,7 @@ pub use bundle::{
 };
 pub use chat_template::{ChatRequest, ChatTemplate, Message};
 pub use detokenize::TextStream;
+pub use embed::{BatchShapes, Embedder, Embeddings};
 pub use generate::{ContextFull, Event, FinishReason, GenerateOptions, Generation, LanguageModel, Session, Timings};
 pub use model::{Decoder, Route};
 pub use perplexity::{TextPerplexity, Windows, perplexity};

@@ -93,6 +93,25 @@ impl Tokenizer {
         Ok(encoding.map_err(|error| Error::new(format!("tokenizer: {error}")))?.get_ids().to_vec())
     }
 
+    /// The ids of a text with the special tokens around it, cut to at most `longest` ids from the end of the text: the
+    /// special tokens stay, as transformers' `truncation=True` has it.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`]; more special tokens than `longest`.
+    pub fn encode_within(&self, text: &str, longest: usize) -> Result<Vec<u32>> {
+        let encoding = self.inner.encode_fast(text, true);
+        let encoding = encoding.map_err(|error| Error::new(format!("tokenizer: {error}")))?;
+        let (ids, special) = (encoding.get_ids(), encoding.get_special_tokens_mask());
+        let excess = ids.len().saturating_sub(longest);
+        // What follows the text, wherever special tokens are written inside it.
+        let after = special.iter().rev().take_while(|&&flag| flag == 1).count();
+        let before = special.iter().take_while(|&&flag| flag == 1).count();
+        let Some(end) = ids.len().checked_sub(after + excess).filter(|&end| end >= before || excess == 0) else {
+            bail!("found {} special tokens around a text, expected at most {longest}", before + after);
+        };
+        Ok([&ids[..end], &ids[ids.len() - after..]].concat())
+    }
+
     /// The text of ids. Ids beyond the vocabulary (models pad theirs) have no text. Spaces before punctuation stay as
     /// they are: `clean_up_tokenization_spaces` would make decoding lossy.
     ///
