@@ -46,17 +46,8 @@ impl<'a> Activations<'a> {
     }
 }
 
-/// Whether a product with `m` rows of activations goes straight from the packed bytes.
-pub(crate) fn takes(isa: Isa, accuracy: Accuracy, weight: &PackedWeight, m: usize) -> bool {
-    /// Most rows that f32 multiplies with bytes as they stream by.
-    const FEW: usize = 8;
-    #[cfg(target_arch = "x86_64")]
-    if accuracy == Accuracy::Default && integer_order(isa, weight).is_some() {
-        return m <= super::gemv_x86::most_rows(weight);
-    }
-    let _ = (isa, accuracy, weight);
-    m <= FEW
-}
+/// Most rows of activations that are multiplied with packed bytes as they stream by.
+pub(crate) const FEW_ROWS: usize = 8;
 
 /// The order of activations for the integer kernel of `weight`, if there is one.
 fn integer_order(isa: Isa, weight: &PackedWeight) -> Option<Order> {
@@ -89,7 +80,7 @@ pub(crate) fn multiply_rows(
     }
     let Activations { x, m, k, .. } = *activations;
     let n = weight.rows();
-    let mut results = [0.0f32; 8];
+    let mut results = [0.0f32; FEW_ROWS];
     for row in rows {
         let results = &mut results[..m];
         for_isa!(isa, row_generic(weight: &PackedWeight = weight, row: usize = row, x: &[f32] = x, k: usize = k,
@@ -122,7 +113,7 @@ unsafe fn row_generic<S: Simd>(weight: &PackedWeight, row: usize, x: &[f32], k: 
             Encoding::Lut(_) | Encoding::Affine(_) => {
                 const CHUNK: usize = 1024;
                 let mut values = [0.0f32; CHUNK];
-                let mut sums = [0.0f32; 8];
+                let mut sums = [0.0f32; FEW_ROWS];
                 results.fill(0.0);
                 for first in (0..k).step_by(CHUNK) {
                     let values = &mut values[..CHUNK.min(k - first)];

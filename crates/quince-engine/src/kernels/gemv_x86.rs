@@ -35,16 +35,6 @@ pub(crate) fn order(isa: Isa, weight: &PackedWeight) -> Option<Order> {
     }
 }
 
-/// Up to how many rows of activations the integer kernel for `weight` is faster than f32: bytes are unpacked anew for
-/// each six of them, which costs more with some encodings than with others (measured with `examples/kernels.rs`).
-pub(crate) fn most_rows(weight: &PackedWeight) -> usize {
-    match weight.encoding() {
-        Encoding::Lut(lut) if matches!(lut.nbits, 1 | 2 | 4) => usize::MAX,
-        Encoding::Affine(_) => 32,
-        Encoding::Lut(_) | Encoding::Dense(_) => 8,
-    }
-}
-
 /// A product `y[m, N] = x[m, K] · weightᵀ + bias` of which some columns are computed.
 pub(crate) struct Product<'a> {
     pub(crate) weight: &'a PackedWeight,
@@ -61,75 +51,48 @@ pub(crate) struct Product<'a> {
 /// other thread writes the same columns.
 #[target_feature(enable = "avx2,fma,f16c,bmi2")]
 pub(crate) unsafe fn multiply_rows(product: &Product, rows: Range<usize>) {
-    let depth = product.depth();
-    for first_col in (0..product.weight.cols()).step_by(depth) {
-        let cols = first_col..product.weight.cols().min(first_col + depth);
-        let mut first = 0;
-        while first < product.m {
-            let part = Part { rows: rows.clone(), cols: cols.clone(), first };
-            // SAFETY: as the caller vouches. The packed bytes of a part come from the cache after the first time.
-            first += unsafe {
-                match product.m - first {
-                    1 => rows_of::<1>(product, part),
-                    2 => rows_of::<2>(product, part),
-                    3 => rows_of::<3>(product, part),
-                    4 | 5 | 7 | 8 => rows_of::<4>(product, part),
-                    _ => rows_of::<6>(product, part),
-                }
-            };
-        }
-    }
-}
-
-impl Product<'_> {
-    /// How many columns to take at a time: with many rows of activations, as many as leave six of them in the
-    /// first-level cache.
-    fn depth(&self) -> usize {
-        const DEPTH: usize = 2048;
-        let cols = self.weight.cols();
-        let whole_blocks = match self.weight.encoding() {
-            Encoding::Affine(affine) => affine.block[1] == cols || DEPTH.is_multiple_of(affine.block[1]),
-            Encoding::Lut(_) | Encoding::Dense(_) => true,
+    let mut first = 0;
+    while first < product.m {
+        // SAFETY: as the caller vouches. The packed bytes come from the cache after the first time.
+        first += unsafe {
+            match product.m - first {
+                1 => rows_of::<1>(product, rows.clone(), first),
+                2 => rows_of::<2>(product, rows.clone(), first),
+                3 | 6 => rows_of::<3>(product, rows.clone(), first),
+                _ => rows_of::<4>(product, rows.clone(), first),
+            }
         };
-        if self.m > 4 && whole_blocks { DEPTH } else { cols }
     }
-}
-
-/// A part of a product: some rows of the weight, some of its columns, and the rows of activations from `first`.
-struct Part {
-    rows: Range<usize>,
-    cols: Range<usize>,
-    first: usize,
 }
 
 // SAFETY of the functions below: as `multiply_rows` says. Blocks that are not whole are copied before they are read.
 
 /// Multiplies rows of the weight with `M` rows of activations; returns `M`.
 #[inline(always)]
-unsafe fn rows_of<const M: usize>(product: &Product, part: Part) -> usize {
-    let (is_first, first, n) = (part.cols.start == 0, part.first, product.weight.rows());
+unsafe fn rows_of<const M: usize>(product: &Product, rows: Range<usize>, first: usize) -> usize {
+    let n = product.weight.rows();
     let x: [(&[i16], &[f32]); M] = std::array::from_fn(|i| product.x.row(first + i));
     let store = |row: usize, results: [f32; M]| {
         let bias = product.bias.map_or(0.0, |bias| bias[row]);
         for (i, result) in results.into_iter().enumerate() {
             // SAFETY: the columns are this task's.
             let y = unsafe { &mut product.y.slice((first + i) * n + row, 1)[0] };
-            *y = result + if is_first { bias } else { *y };
+            *y = result + bias;
         }
     };
     unsafe {
         match product.weight.encoding() {
             Encoding::Lut(lut) => match lut.nbits {
-                1 => lut_rows::<1, 1, 8, M>(product, lut, part, &x, store),
-                2 => lut_rows::<2, 1, 4, M>(product, lut, part, &x, store),
-                3 => lut_rows::<3, 1, 1, M>(product, lut, part, &x, store),
-                4 => lut_rows::<4, 1, 2, M>(product, lut, part, &x, store),
-                6 => lut_rows::<6, 4, 1, M>(product, lut, part, &x, store),
-                _ => lut_rows::<8, 16, 1, M>(product, lut, part, &x, store),
+                1 => lut_rows::<1, 1, 8, M>(product, lut, rows, &x, store),
+                2 => lut_rows::<2, 1, 4, M>(product, lut, rows, &x, store),
+                3 => lut_rows::<3, 1, 1, M>(product, lut, rows, &x, store),
+                4 => lut_rows::<4, 1, 2, M>(product, lut, rows, &x, store),
+                6 => lut_rows::<6, 4, 1, M>(product, lut, rows, &x, store),
+                _ => lut_rows::<8, 16, 1, M>(product, lut, rows, &x, store),
             },
             Encoding::Affine(affine) => match affine.codes {
-                CodeType::Int4 | CodeType::Uint4 => affine_rows::<4, M>(product, affine, part, &x, store),
-                CodeType::Int8 | CodeType::Uint8 => affine_rows::<8, M>(product, affine, part, &x, store),
+                CodeType::Int4 | CodeType::Uint4 => affine_rows::<4, M>(product, affine, rows, &x, store),
+                CodeType::Int8 | CodeType::Uint8 => affine_rows::<8, M>(product, affine, rows, &x, store),
             },
             Encoding::Dense(_) => unreachable!("plain numbers have no order"),
         }
@@ -146,19 +109,19 @@ const CHUNK: usize = 1024;
 unsafe fn lut_rows<const NBITS: usize, const PIECES: usize, const PLANES: usize, const M: usize>(
     product: &Product,
     lut: &Lut,
-    part: Part,
+    rows: Range<usize>,
     x: &[(&[i16], &[f32]); M],
     store: impl Fn(usize, [f32; M]),
 ) {
     let (data, width) = (&lut.indices[..], product.weight.cols());
     let mut indices = [0u8; CHUNK];
-    for row in part.rows {
-        let (start, end) = (row * width + part.cols.start, row * width + part.cols.end);
+    for row in rows {
+        let (start, end) = (row * width, (row + 1) * width);
         let mut walk = LutWalk::<PIECES, PLANES, M> { lut, row, sums: [_mm256_setzero_ps(); M], x };
         // SAFETY: the activations have as many blocks as the row.
         unsafe {
             if 8 % NBITS == 0 {
-                walk.blocks(&data[start * NBITS / 8..end * NBITS / 8], part.cols.start);
+                walk.blocks(&data[start * NBITS / 8..end * NBITS / 8], 0);
             } else {
                 for first in (start..end).step_by(CHUNK) {
                     let indices = &mut indices[..CHUNK.min(end - first)];
@@ -322,17 +285,17 @@ const SCALES: usize = 64;
 unsafe fn affine_rows<const NBITS: usize, const M: usize>(
     product: &Product,
     affine: &Affine,
-    part: Part,
+    rows: Range<usize>,
     x: &[(&[i16], &[f32]); M],
     store: impl Fn(usize, [f32; M]),
 ) {
     let wide = affine.block[1] == product.weight.cols() || affine.block[1].is_multiple_of(128);
     unsafe {
         match (wide, affine.offset.is_some()) {
-            (true, false) => affine_rows_by::<NBITS, 128, false, M>(product, affine, part, x, store),
-            (true, true) => affine_rows_by::<NBITS, 128, true, M>(product, affine, part, x, store),
-            (false, false) => affine_rows_by::<NBITS, 32, false, M>(product, affine, part, x, store),
-            (false, true) => affine_rows_by::<NBITS, 32, true, M>(product, affine, part, x, store),
+            (true, false) => affine_rows_by::<NBITS, 128, false, M>(product, affine, rows, x, store),
+            (true, true) => affine_rows_by::<NBITS, 128, true, M>(product, affine, rows, x, store),
+            (false, false) => affine_rows_by::<NBITS, 32, false, M>(product, affine, rows, x, store),
+            (false, true) => affine_rows_by::<NBITS, 32, true, M>(product, affine, rows, x, store),
         }
     }
 }
@@ -341,15 +304,15 @@ unsafe fn affine_rows<const NBITS: usize, const M: usize>(
 unsafe fn affine_rows_by<const NBITS: usize, const STEP: usize, const OFFSETS: bool, const M: usize>(
     product: &Product,
     affine: &Affine,
-    part: Part,
+    rows: Range<usize>,
     x: &[(&[i16], &[f32]); M],
     store: impl Fn(usize, [f32; M]),
 ) {
     let (data, width) = (&affine.data[..], product.weight.cols());
     let (block, signed) = (affine.block[1], matches!(affine.codes, CodeType::Int4 | CodeType::Int8));
-    let blocks = part.cols.start / block..part.cols.end.div_ceil(block);
+    let blocks = 0..width.div_ceil(block);
     let mut scales = [0.0f32; SCALES];
-    for row in part.rows {
+    for row in rows {
         let data = &data[row * width * NBITS / 8..(row + 1) * width * NBITS / 8];
         let first_block = affine.block_of(row, 0);
         let mut sums = [_mm256_setzero_ps(); M];
@@ -372,8 +335,8 @@ unsafe fn affine_rows_by<const NBITS: usize, const STEP: usize, const OFFSETS: b
                 i += 4;
             }
             while i < count {
-                let mut col = ((first + i) * block).max(part.cols.start);
-                let end = ((first + i + 1) * block).min(part.cols.end);
+                let mut col = (first + i) * block;
+                let end = ((first + i + 1) * block).min(width);
                 while col + STEP <= end {
                     // SAFETY: these columns belong to the row.
                     unsafe {

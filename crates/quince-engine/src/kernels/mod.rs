@@ -7,6 +7,8 @@ mod attention;
 mod convert;
 mod dequantize;
 mod gemm;
+#[cfg(target_arch = "x86_64")]
+mod gemm_x86;
 mod gemv;
 #[cfg(target_arch = "x86_64")]
 mod gemv_x86;

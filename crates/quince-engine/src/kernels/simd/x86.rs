@@ -259,9 +259,15 @@ unsafe fn transpose8(src: *const f32, src_stride: usize, dst: *mut f32, dst_stri
         let quad = |a, b| (_mm256_shuffle_ps::<0x44>(a, b), _mm256_shuffle_ps::<0xee>(a, b));
         let ((b0, b1), (b2, b3)) = (quad(a0, a2), quad(a1, a3));
         let ((b4, b5), (b6, b7)) = (quad(a4, a6), quad(a5, a7));
-        for (i, (low, high)) in [(b0, b4), (b1, b5), (b2, b6), (b3, b7)].into_iter().enumerate() {
-            _mm256_storeu_ps(dst.add(i * dst_stride), _mm256_permute2f128_ps::<0x20>(low, high));
-            _mm256_storeu_ps(dst.add((i + 4) * dst_stride), _mm256_permute2f128_ps::<0x31>(low, high));
+        // In the order of `dst`: callers may let rows that are wider than their place run into the next.
+        for (half, pairs) in [[(b0, b4), (b1, b5), (b2, b6), (b3, b7)]; 2].into_iter().enumerate() {
+            for (i, (low, high)) in pairs.into_iter().enumerate() {
+                let row = match half {
+                    0 => _mm256_permute2f128_ps::<0x20>(low, high),
+                    _ => _mm256_permute2f128_ps::<0x31>(low, high),
+                };
+                _mm256_storeu_ps(dst.add((4 * half + i) * dst_stride), row);
+            }
         }
     }
 }
