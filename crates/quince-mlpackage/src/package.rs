@@ -9,6 +9,7 @@ use quince_mil::{Function, Program};
 use quince_tensor::{Result, Weight, bail};
 use sha2::{Digest, Sha256};
 
+use crate::compiled;
 use crate::error::{refused, wrong};
 use crate::manifest::{MODEL_PATH, Manifest, WEIGHTS_PATH};
 use crate::names::{self, Names};
@@ -18,10 +19,11 @@ use crate::staged::Staged;
 use crate::write::Store;
 use crate::{interface, read, value, write};
 
-/// The longest `model.mlmodel` that is read, in bytes: a protobuf message cannot be longer. Weights are not in it.
-const MAX_MODEL: u64 = (1 << 31) - 1;
+/// The longest `model.mlmodel` or `model.mil` that is read, in bytes: a protobuf message cannot be longer. Weights are
+/// not in it.
+pub(crate) const MAX_MODEL: u64 = (1 << 31) - 1;
 
-/// An ML Program package in memory; its weights stay in their files until asked for.
+/// An ML Program in memory, read from a package or a compiled model; its weights stay in their files until asked for.
 #[derive(Clone, Debug)]
 pub struct Package {
     /// The functions.
@@ -29,17 +31,17 @@ pub struct Package {
     /// Texts for people, and what tools remember.
     pub metadata: Metadata,
     /// What was read and the program does not know: kept for writing.
-    origin: Origin,
+    pub(crate) origin: Origin,
 }
 
 /// The fields of a model that was read, without program and metadata.
 #[derive(Clone, Debug, Default)]
-struct Origin {
-    specification_version: i32,
-    is_updatable: bool,
-    doc_string: String,
-    description: ModelDescription,
-    extras: Vec<crate::manifest::Extra>,
+pub(crate) struct Origin {
+    pub specification_version: i32,
+    pub is_updatable: bool,
+    pub doc_string: String,
+    pub description: ModelDescription,
+    pub extras: Vec<crate::manifest::Extra>,
 }
 
 /// What [`Package::write`] wrote.
@@ -59,15 +61,19 @@ impl Package {
         Package { program, metadata: Metadata::default(), origin: Origin::default() }
     }
 
-    /// Reads a package. Weights are mapped, not loaded; operations that are not known are kept.
+    /// Reads a package or a compiled model, whichever the directory holds. Weights are mapped, not loaded; operations
+    /// that are not known are kept.
     ///
     /// # Errors
     /// When a file is missing, cut or damaged, when the program is not well formed (undefined or repeated names, values
     /// that do not fit their types), and when something in it could not be written again.
     pub fn read(directory: &Path) -> Result<Package> {
+        if compiled::is_compiled(directory) {
+            return compiled::read(directory);
+        }
         let manifest = Manifest::read(directory)?;
         let file = manifest.model(directory);
-        let bytes = read_model(&file)?;
+        let bytes = read_file(&file, "model", MAX_MODEL)?;
         let mut package = Package::from_bytes(&bytes, &file)?;
         package.origin.extras = manifest.extras(directory)?;
         Ok(package)
@@ -208,15 +214,14 @@ impl Package {
     }
 }
 
-/// The bytes of a `model.mlmodel`, if it is a file that can be one.
-fn read_model(file: &Path) -> Result<Vec<u8>> {
+/// The bytes of a file, if it is one and not longer than `limit`.
+pub(crate) fn read_file(file: &Path, place: &str, limit: u64) -> Result<Vec<u8>> {
     let found = fs::metadata(file).map_err(|e| refused("read", file, &e))?;
     if !found.is_file() {
-        return Err(wrong(file, "model", "found a directory, pipe or device, expected a file"));
+        return Err(wrong(file, place, "found a directory, pipe or device, expected a file"));
     }
-    if found.len() > MAX_MODEL {
-        let problem = format!("found {} bytes, expected at most {MAX_MODEL}, the limit of the format", found.len());
-        return Err(wrong(file, "model", problem));
+    if found.len() > limit {
+        return Err(wrong(file, place, format!("found {} bytes, expected at most {limit}", found.len())));
     }
     fs::read(file).map_err(|e| refused("read", file, &e))
 }

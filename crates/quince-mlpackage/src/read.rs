@@ -45,7 +45,8 @@ impl Blobs {
         }
     }
 
-    fn weight(&mut self, name: &str, ty: ValueType, file: &str, offset: u64) -> Result<Weight> {
+    /// The blob at `offset` of `file` as a weight of this name and type.
+    pub fn weight(&mut self, name: &str, ty: ValueType, file: &str, offset: u64) -> Result<Weight> {
         let key = (file.to_owned(), offset, ty);
         if let Some(weight) = self.weights.get(&key) {
             return Ok(weight.renamed(name));

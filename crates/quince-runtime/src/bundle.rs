@@ -8,12 +8,13 @@
 //!   validation.json        the report, if the package was validated when it was made
 //! ```
 //!
-//! A package alone is taken where a bundle is; files that lie beside it are then used as if it were in a bundle.
+//! A package or compiled model alone is taken where a bundle is; files that lie beside it are then used as if it were in
+//! a bundle.
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
-use quince_mlpackage::Package;
+use quince_mlpackage::{Package, is_compiled};
 use quince_tensor::{Error, Result, bail};
 use serde::{Deserialize, Serialize};
 
@@ -38,7 +39,7 @@ pub const COMPANIONS: &[&str] = &[
 /// The longest manifest that is read, in bytes.
 const MAX_MANIFEST: u64 = 16 << 20;
 
-/// A bundle, or a package without one.
+/// A bundle, or a package or compiled model without one.
 #[derive(Clone, Debug)]
 pub struct Bundle {
     directory: PathBuf,
@@ -139,7 +140,7 @@ pub struct CacheLayout {
 }
 
 impl Bundle {
-    /// Opens a bundle, or a package alone. Of a bundle, the manifest is read, and each file that it lists must be there
+    /// Opens a bundle, or a package or compiled model alone. Of a bundle, the manifest is read, and each file that it lists must be there
     /// with its size; [`Manifest::files`] has the digests for who wants to compare contents too.
     ///
     /// # Errors
@@ -163,7 +164,7 @@ impl Bundle {
             return Ok(Bundle { directory, package: path.into(), manifest: None });
         }
         let error = Error::new(
-            "found neither a bundle nor a package, expected a directory with model.mlpackage or Manifest.json",
+            "found neither a bundle nor a package, expected a directory with model.mlpackage, Manifest.json or model.mil",
         );
         let error = match path.join("config.json").is_file() {
             true => error
@@ -173,7 +174,7 @@ impl Bundle {
         Err(error.at(path.display()))
     }
 
-    /// Whether a path looks like a bundle or a package, judged by file names alone.
+    /// Whether a path looks like a bundle, a package or a compiled model, judged by file names alone.
     pub fn recognizes(path: &Path) -> bool {
         path.join(PACKAGE).is_dir() || has_manifest(path) || is_package(path)
     }
@@ -216,8 +217,9 @@ fn has_manifest(path: &Path) -> bool {
     path.join(MANIFEST).is_file() && !path.join("Data").is_dir()
 }
 
+/// Whether there is a package, or the compiled model of one.
 fn is_package(path: &Path) -> bool {
-    path.join("Manifest.json").is_file() && path.join("Data").is_dir()
+    path.join("Manifest.json").is_file() && path.join("Data").is_dir() || is_compiled(path)
 }
 
 impl Manifest {

@@ -14,15 +14,16 @@
 //! ```
 //!
 //! Up to iOS 17 the version is 1.0 and a scalar or string has the type `tensor<fp16, []>`, `tensor<string, []>`; both
-//! forms are parsed anywhere. Floating-point numbers are hexadecimal and exact; decimal ones are parsed too. A comment
-//! runs from `//` to the end of the line.
+//! forms are parsed anywhere. There the parameters of `constexpr_*` operations are attributes. Flexible shapes are the
+//! function attribute `FlexibleShapeInformation`, -1 standing for no upper bound. Floating-point numbers are hexadecimal
+//! and exact; decimal ones are parsed too. A comment runs from `//` to the end of the line.
 //!
 //! What follows is not in the `model.mil` files that were at hand:
 //! - A name that is no identifier stands in quotes: `tensor<fp16, [8]> "model.norm" = ...` ([`Spelling::Exact`]).
 //! - A weight that is in no file is `WEIGHT("name")`; who parses says what it is ([`Weights`]).
 //! - The blocks of an operation follow its attributes: `cond(pred = p)[...] block(fp16 i) { ... } -> (y) block ...;`.
-//! - Flexible shapes are the function attribute `FlexibleShapeInformation`, -1 standing for no upper bound, and the
-//!   default function is the program attribute `defaultFunctionName`.
+//! - Enumerated shapes are the entry `EnumeratedShapes` of that attribute, one dictionary from input to shape for each.
+//! - The default function is the program attribute `defaultFunctionName`; compiled models have it in `metadata.json`.
 
 mod flexible;
 mod lexer;
@@ -32,6 +33,7 @@ mod parse_value;
 mod print;
 mod weights;
 
+pub use flexible::ATTRIBUTE as FLEXIBLE_SHAPES;
 pub use parse::parse;
 pub use print::{PrintOptions, Spelling, print};
 pub use weights::{BlobRef, Location, Weights};

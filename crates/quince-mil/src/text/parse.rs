@@ -3,7 +3,7 @@
 use super::lexer::{Lexer, Position, Token};
 use super::{BlobRef, DEFAULT_FUNCTION, OPSETS, flexible};
 use crate::{
-    Arg, Block, Error, Flexibility, Function, FunctionInput, OpKind, Operation, Opset, Program, Result, Value,
+    Arg, Block, Error, Flexibility, Function, FunctionInput, Op, OpKind, Operation, Opset, Program, Result, Value,
     ValueType, Var, Weight,
 };
 use std::collections::{BTreeMap, HashMap};
@@ -303,6 +303,11 @@ impl Parser<'_> {
             _ => results.first().map_or(String::new(), |(name, ..)| name.clone()),
         };
         attributes.remove("name");
+        if let OpKind::Known(op) = &kind
+            && op.name().starts_with("constexpr_")
+        {
+            self.legacy_parameters(*op, std::mem::take(&mut attributes), &mut inputs)?;
+        }
         let mut blocks = Vec::new();
         while self.token == Token::Identifier("block") {
             self.next()?;
@@ -311,6 +316,22 @@ impl Parser<'_> {
         self.expect(';')?;
         let outputs = results.into_iter().map(|(name, ty, at)| self.define(name, ty, at));
         Ok(Operation { kind, name, inputs, outputs: outputs.collect::<Result<_>>()?, blocks, attributes })
+    }
+
+    /// Up to iOS 17 the parameters of decompressing operations are attributes; the program knows only one form, in the
+    /// order of the definition.
+    fn legacy_parameters(&self, op: &dyn Op, from: Attributes, inputs: &mut Vec<(String, Vec<Arg>)>) -> Result<()> {
+        let legacy = !from.is_empty();
+        for (param, value) in from {
+            if inputs.iter().any(|(name, _)| *name == param) {
+                return Err(Error::new(format!("`{param}` is given as an attribute and as an input")).at(self.at));
+            }
+            inputs.push((param, vec![Arg::Value(value)]));
+        }
+        if legacy {
+            inputs.sort_by_key(|(name, _)| op.params().iter().position(|p| p.name == name).unwrap_or(usize::MAX));
+        }
+        Ok(())
     }
 
     /// A block of an operation; what it assigns is not seen after it.

@@ -2,7 +2,9 @@
 
 use super::{DEFAULT_FUNCTION, Location, OPSETS, flexible, number};
 use crate::names::{Names, is_identifier};
-use crate::{Arg, Block, DType, Function, Operation, Opset, Program, Tensor, TensorType, Value, ValueType, Var};
+use crate::{
+    Arg, Block, DType, Function, OpKind, Operation, Opset, Program, Tensor, TensorType, Value, ValueType, Var,
+};
 use std::collections::{BTreeMap, HashMap};
 
 /// How to print.
@@ -138,7 +140,15 @@ impl Printer<'_> {
         }
         self.name(operation.op_name());
         self.out.push('(');
-        for (i, (param, args)) in operation.inputs.iter().enumerate() {
+        let mut attributes = operation.attributes.clone();
+        let inputs = match legacy_parameters(function, operation) {
+            Some(parameters) => {
+                attributes.extend(parameters);
+                &[]
+            }
+            None => &operation.inputs[..],
+        };
+        for (i, (param, args)) in inputs.iter().enumerate() {
             self.comma(i);
             self.name(param);
             self.out.push_str(" = ");
@@ -155,7 +165,6 @@ impl Printer<'_> {
             }
         }
         self.out.push(')');
-        let mut attributes = operation.attributes.clone();
         attributes.insert("name".into(), operation.name.as_str().into());
         self.attributes(&attributes);
         for block in &operation.blocks {
@@ -342,6 +351,26 @@ impl Printer<'_> {
         }
         self.out.push(']');
     }
+}
+
+/// The parameters of a decompressing operation as attributes, which they are up to iOS 17; `None` if they cannot be.
+fn legacy_parameters(function: &Function, operation: &Operation) -> Option<BTreeMap<String, Value>> {
+    let decompresses = matches!(operation.kind, OpKind::Known(op) if op.name().starts_with("constexpr_"));
+    if function.opset >= Opset::CoreML8 || !decompresses {
+        return None;
+    }
+    let mut attributes = BTreeMap::new();
+    for (param, args) in &operation.inputs {
+        let taken = param == "name" || operation.attributes.contains_key(param);
+        match &args[..] {
+            [Arg::Value(value)] if !taken => match attributes.insert(param.clone(), value.clone()) {
+                None => {}
+                Some(_) => return None,
+            },
+            _ => return None,
+        }
+    }
+    Some(attributes)
 }
 
 /// Each element as text: truth values as words, floats in hexadecimal, 8-bit floats by their codes.

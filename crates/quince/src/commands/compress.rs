@@ -14,14 +14,14 @@ use std::process::ExitCode;
 
 /// Compress the weights of a package, also of one that another tool wrote
 ///
-/// Weights that are compressed already stay as they are. A bundle gives a bundle, a package a package.
+/// Weights that are compressed already stay as they are. A bundle gives a bundle, a package or compiled model a package.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
   quince compress bert.mlpackage -o bert4.mlpackage --wbits 4 --palett-group-size 16
   quince compress story.bundle -o story8.bundle --quantize int8")]
 pub struct Args {
-    /// A package, or a bundle
+    /// A package, a compiled model (.mlmodelc), or a bundle
     package: PathBuf,
     /// The compressed package or bundle
     #[arg(long, short, value_name = "PACKAGE")]

@@ -1,5 +1,6 @@
 //! `quince convert`: from a checkpoint to a bundle.
 
+mod compiled;
 mod report;
 
 use crate::bundling::{self, Draft};
@@ -17,7 +18,7 @@ use quince_compress::compress;
 use quince_convert::lower::{FunctionKind, KvCache, LogitsOf, Precision, Target};
 use quince_convert::{Converted, FunctionName, Options, convert};
 use quince_mil::Program;
-use quince_mlpackage::Package;
+use quince_mlpackage::{Package, is_compiled};
 use quince_runtime::{Bundle, CacheLayout, Suite, Validation};
 pub use report::Compression;
 use report::Report;
@@ -30,6 +31,8 @@ use std::time::Instant;
 /// The output is a bundle: a directory with model.mlpackage, the tokenizer, and manifest.json. An output whose name ends
 /// in .mlpackage is the package alone. The same input gives the same bytes. One weight at a time is in memory, so that
 /// a model of any size converts on any machine. Nothing is left if the conversion fails or is interrupted.
+///
+/// A compiled model (.mlmodelc), as apps contain them, becomes the package that it was made of.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -41,9 +44,11 @@ Examples:
   quince convert MODEL -o out.bundle --mixed-precision attention=6,mlp=4,embed=8
       6, 4 and 8 bits for parts of the model
   quince convert MODEL -o out.mlpackage --functions full --compute-precision float32
-      one function without a cache, exact")]
+      one function without a cache, exact
+  quince convert App.app/model.mlmodelc -o model.mlpackage
+      back from a compiled model")]
 pub struct Args {
-    /// A directory with config.json and safetensors
+    /// A directory with config.json and safetensors, or a compiled model
     model: PathBuf,
     /// The bundle, or the package if the name ends in .mlpackage
     #[arg(long, short, value_name = "BUNDLE")]
@@ -132,6 +137,9 @@ fn tokens() -> RangedU64ValueParser<usize> {
 
 /// Converts, and prints what became of the model.
 pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
+    if is_compiled(&args.model) {
+        return compiled::run(args, console);
+    }
     let start = Instant::now();
     let config = args.compression.config(args.compute_units.devices())?;
     let existing = if args.force { Existing::Replace } else { Existing::Refuse };

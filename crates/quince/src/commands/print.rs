@@ -1,4 +1,4 @@
-//! `quince print`: a package as MIL text.
+//! `quince print`: a package or a compiled model as MIL text.
 
 use crate::console::Console;
 use crate::failure::Result;
@@ -13,7 +13,7 @@ use std::process::ExitCode;
 /// Constants of more elements are printed by name.
 const MAX_ELEMENTS: usize = 64;
 
-/// Print a package, or the program of a checkpoint, as MIL text
+/// Print a package, a compiled model, or the program of a checkpoint, as MIL text
 ///
 /// The text is of the form of model.mil in compiled models. Of a checkpoint it is the semantic program: what the model
 /// computes, before it is lowered to functions, caches and operations of Core ML. Weights, and constants of more than 64
@@ -25,7 +25,7 @@ Examples:
   quince print model.mlpackage --function decode
   quince print models/tiny-llama")]
 pub struct Args {
-    /// A package, a bundle, or a checkpoint
+    /// A package, a compiled model (.mlmodelc), a bundle, or a checkpoint
     model: PathBuf,
     /// Only this function
     #[arg(long, value_name = "NAME")]

@@ -1,10 +1,11 @@
-//! What a package or a bundle holds.
+//! What a package, a compiled model or a bundle holds.
 
 use crate::console::table;
 use crate::failure::{Result, refused};
 use crate::stored::{self, Stored};
 use crate::units;
 use quince_mil::{Function, Opset};
+use quince_mlpackage::is_compiled;
 use quince_runtime::{Bundle, Feature, FunctionShape, Manifest};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -64,7 +65,11 @@ impl Summary {
             forms: part.forms.into_iter().collect(),
         };
         Ok(Summary {
-            kind: if bundle.manifest().is_some() { "bundle" } else { "package" },
+            kind: match bundle.manifest() {
+                Some(_) => "bundle",
+                None if is_compiled(bundle.package_path()) => "compiled model",
+                None => "package",
+            },
             path: bundle.package_path().display().to_string(),
             specification_version: package.specification_version(),
             minimum_deployment_target: systems(opset),
