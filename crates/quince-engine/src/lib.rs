@@ -23,8 +23,10 @@ mod strided;
 #[cfg(test)]
 mod tests;
 mod weights;
+mod work;
 
 pub use engine::{Engine, Options, Precision, State, Tensors};
 pub use memory::{StateData, StateTensor};
 pub use observe::{Observed, Observer, Origin, Source};
 pub use strict::Rounding;
+pub use work::{Work, work};

@@ -31,7 +31,10 @@ mod testing;
 mod tokenizer;
 mod validate;
 
-pub use bench::{Bench, BenchOptions, Percentiles, Spread, bench, peak_resident_bytes};
+pub use bench::{
+    Bench, BenchOptions, Decode, EmbedBench, EmbedBenchOptions, EmbedRate, Machine, Named, Peak, Percentiles, Prefill,
+    Share, Spread, bench, bench_embed, peak_resident_bytes,
+};
 pub use bundle::{
     Bundle, COMPANIONS, CacheLayout, Feature, FileEntry, FunctionShape, MANIFEST, Manifest, PACKAGE, Source, VALIDATION,
 };

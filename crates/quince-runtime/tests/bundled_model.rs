@@ -195,7 +195,7 @@ fn the_reference_says_the_same_whatever_is_guessed() {
 
 #[test]
 fn a_benchmark_measures_what_is_asked_for() {
-    let options = BenchOptions { prefill: 20, decode: 3, depth: 10, repeat: 2 };
+    let options = BenchOptions { prefill: vec![20, 7], decode: 3, depth: vec![10, 0], repeat: 2 };
     let mut loads = 0;
     let result = bench(
         &mut || {
@@ -211,7 +211,7 @@ fn a_benchmark_measures_what_is_asked_for() {
         let spread = ["min", "median", "max"].map(|name| json[field][name].as_f64().unwrap());
         assert!(spread[0] > 0.0 && spread.is_sorted(), "{field}: {spread:?}");
     }
-    let too_deep = BenchOptions { depth: 158, ..options };
+    let too_deep = BenchOptions { depth: vec![0, 158], ..options };
     let error = bench(&mut || Ok(engine(program(&chunks(16)))), &too_deep, &mut |_, _| ()).unwrap_err();
     assert!(error.to_string().contains("found 161 tokens to compute, expected at most 160"), "{error}");
 }

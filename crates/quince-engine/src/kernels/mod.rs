@@ -13,6 +13,7 @@ mod gemv;
 #[cfg(target_arch = "x86_64")]
 mod gemv_x86;
 mod isa;
+mod limits;
 mod linear;
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "only x86-64 has integer kernels"))]
 mod lut_tables;
@@ -31,6 +32,7 @@ pub use attention::{Attention, Cache, Heads, HeadsMut, Mask, attention};
 pub use convert::{f16_to_f32, f32_to_f16};
 pub use dequantize::dequantize_row;
 pub use isa::Isa;
+pub use limits::{ArithmeticPeak, Limits, limits};
 pub use linear::{Accuracy, Linear, linear, linear_many};
 pub use matmul::{Rhs, matmul};
 pub use norm::{layer_norm, rms_norm, softmax};
