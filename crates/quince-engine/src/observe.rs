@@ -360,6 +360,8 @@ impl Plainly<'_> {
         let mut rounding = strict::round(self.kernels, &mut values);
         let (marks, mut before) = (rounding.marks(), Marks::default());
         match seen.operation {
+            // What leaves a block, or is handed to one, was looked at where it was computed.
+            Some(operation) if !operation.blocks.is_empty() => rounding.judge(Marks::ALL, 0, true),
             Some(operation) => {
                 let sources = operation.used_vars().filter_map(|var| self.marks.get(var.0 as usize));
                 before = sources.fold(before, |a, b| a.or(*b));

@@ -32,7 +32,7 @@ pub struct Rounding {
     /// The largest magnitude before rounding that is finite.
     pub largest: f32,
     /// Infinite elements before rounding.
-    infinite: usize,
+    pub(crate) infinite: usize,
 }
 
 /// What a value holds that is no number.
@@ -56,60 +56,71 @@ const LIMIT: f32 = 65520.0;
 /// fp16 constants of more elements are taken for weights, which nobody makes infinite.
 const MAX_EXAMINED: usize = 1 << 20;
 
-/// Operations whose results are elements of what goes in.
-const MOVES: &[&str] = &[
-    "identity",
-    "reshape",
-    "reshape_like",
-    "expand_dims",
-    "squeeze",
-    "flatten2d",
-    "transpose",
-    "slice_by_index",
-    "slice_by_size",
-    "slice_update",
-    "split",
-    "concat",
-    "stack",
-    "tile",
-    "gather",
-    "gather_along_axis",
-    "gather_nd",
-    "scatter",
-    "scatter_along_axis",
-    "scatter_nd",
-    "select",
-    "pad",
-    "reverse",
-    "sliding_windows",
-    "read_state",
-    "split_heads",
-    "embedding",
-    "band_part",
-    "pixel_shuffle",
-    "pixel_unshuffle",
-    "space_to_depth",
-    "depth_to_space",
-    "max_pool",
-    "reduce_max",
-    "reduce_min",
-    "topk",
-    "relu",
-    "maximum",
-    "minimum",
-    "clip",
-    "abs",
-];
-
-/// Whether the results of an operation are elements of what goes in.
+/// Whether the results of an operation are elements of what goes in: they were looked at where they were computed.
 pub(crate) fn moves(kind: &str) -> bool {
-    MOVES.contains(&kind)
+    matches!(
+        kind,
+        "identity"
+            | "reshape"
+            | "reshape_like"
+            | "expand_dims"
+            | "squeeze"
+            | "flatten2d"
+            | "transpose"
+            | "slice_by_index"
+            | "slice_by_size"
+            | "slice_update"
+            | "split"
+            | "concat"
+            | "stack"
+            | "tile"
+            | "gather"
+            | "gather_along_axis"
+            | "gather_nd"
+            | "scatter"
+            | "scatter_along_axis"
+            | "scatter_nd"
+            | "select"
+            | "pad"
+            | "reverse"
+            | "sliding_windows"
+            | "read_state"
+            | "split_heads"
+            | "embedding"
+            | "band_part"
+            | "pixel_shuffle"
+            | "pixel_unshuffle"
+            | "space_to_depth"
+            | "depth_to_space"
+            | "max_pool"
+            | "reduce_max"
+            | "reduce_min"
+            | "topk"
+            | "relu"
+            | "maximum"
+            | "minimum"
+            | "clip"
+            | "abs"
+    )
 }
 
 impl Rounding {
     /// Whether there is anything to tell.
     pub fn is_clean(&self) -> bool {
         self.overflowed == 0 && self.nan == 0 && self.subnormal == 0 && self.underflowed == 0 && self.inside == 0
+    }
+
+    /// Adds what rounding did to another value.
+    pub(crate) fn add(&mut self, other: &Rounding) {
+        self.overflowed += other.overflowed;
+        // Where nothing is NaN, nothing is carried; that says nothing of where it is.
+        self.carried &= other.carried || other.nan == 0;
+        self.nan += other.nan;
+        self.subnormal += other.subnormal;
+        self.underflowed += other.underflowed;
+        self.inside += other.inside;
+        self.infinite += other.infinite;
+        self.largest = self.largest.max(other.largest);
     }
 
     /// What the rounded value holds.

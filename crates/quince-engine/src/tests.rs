@@ -2,7 +2,7 @@
 //! has. A fusion is right when its step is there and the values are those of the operations it stands for.
 
 use crate::specialize::specialize;
-use crate::{Engine, Options, planner, weights::WeightCache};
+use crate::{Engine, Options, planner, watched, weights::WeightCache};
 use quince_mil::{Builder, DType, Flexibility, Function, Input, Opset, Program, Tensor, Value, ValueType, Var, eval};
 use std::collections::BTreeMap;
 
@@ -19,17 +19,17 @@ fn numbers(seed: u64, count: usize) -> Vec<f32> {
         .collect()
 }
 
-fn floats(seed: u64, shape: &[usize]) -> Tensor {
+pub(crate) fn floats(seed: u64, shape: &[usize]) -> Tensor {
     Tensor::from_vec(shape, numbers(seed, shape.iter().product())).unwrap()
 }
 
-fn start(inputs: &[(&str, ValueType)]) -> (Builder, Vec<Var>) {
+pub(crate) fn start(inputs: &[(&str, ValueType)]) -> (Builder, Vec<Var>) {
     let mut builder = Builder::new(Function::new("main", Opset::CoreML8));
     let vars = inputs.iter().map(|(name, ty)| builder.input(name, ty.clone(), Flexibility::Fixed)).collect();
     (builder, vars)
 }
 
-fn f32s(shape: &[usize]) -> ValueType {
+pub(crate) fn f32s(shape: &[usize]) -> ValueType {
     ValueType::tensor(DType::F32, shape)
 }
 
@@ -44,7 +44,9 @@ fn check(function: Function, calls: &[eval::Tensors], tolerance: f32) -> Vec<&'s
     let engine = Engine::load(program, Options { threads: 2, ..Options::default() }).unwrap();
     let (mut state, mut states) = (engine.new_state().unwrap(), eval::Tensors::new());
     for inputs in calls {
+        let before = states.clone();
         let expected = eval::run(&function, inputs, &mut states).unwrap();
+        watched::shows_what_is_defined(&engine, inputs, (&state, &before), tolerance);
         let found = engine.predict("main", inputs, &mut state).unwrap();
         assert_eq!(found.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
         for (name, expected) in &expected {
@@ -58,7 +60,7 @@ fn check(function: Function, calls: &[eval::Tensors], tolerance: f32) -> Vec<&'s
     kinds
 }
 
-fn call(inputs: &[(&str, Tensor)]) -> eval::Tensors {
+pub(crate) fn call(inputs: &[(&str, Tensor)]) -> eval::Tensors {
     inputs.iter().map(|(name, tensor)| ((*name).to_owned(), tensor.clone())).collect::<BTreeMap<_, _>>()
 }
 
