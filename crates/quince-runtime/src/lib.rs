@@ -16,6 +16,7 @@ mod bench;
 mod bundle;
 mod chat_template;
 mod detokenize;
+mod diff;
 mod embed;
 mod generate;
 mod jinja;
@@ -40,6 +41,7 @@ pub use bundle::{
 };
 pub use chat_template::{ChatRequest, ChatTemplate, Message};
 pub use detokenize::TextStream;
+pub use diff::{Blame, CallDiff, Compared, Diff, Input};
 pub use embed::{BatchShapes, Embedder, Embeddings};
 pub use generate::{ContextFull, Event, FinishReason, GenerateOptions, Generation, LanguageModel, Session, Timings};
 pub use model::{Decoder, Route};

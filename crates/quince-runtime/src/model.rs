@@ -13,6 +13,7 @@
 //! and slow, and is what references are.
 
 mod functions;
+mod host_cache;
 mod io_cache;
 
 use std::ops::ControlFlow;
@@ -23,6 +24,7 @@ use quince_tensor::{Error, Result, Tensor, bail, f16};
 
 use crate::generate::LanguageModel;
 use functions::{Cached, CachedFunctions, Full, Functions, INPUT_IDS, POSITION, Rows};
+pub(crate) use host_cache::HostCache;
 use io_cache::IoCache;
 
 /// A chunk of P tokens is taken to cost as much as P / 8 calls of one token: the weights are read once, and the
