@@ -4,6 +4,7 @@ use crate::Precision;
 use crate::kernels::{CodeType, Floats, GroupAxis, PackedWeight};
 use crate::strict;
 use quince_mil::{Arg, DType, Defs, Error, Operation, Result, Tensor, Value, bail};
+use quince_tensor::Bytes;
 use std::collections::HashMap;
 use std::sync::Mutex;
 
@@ -11,6 +12,8 @@ use std::sync::Mutex;
 #[derive(Default)]
 pub(crate) struct WeightCache {
     computed: Mutex<HashMap<usize, Tensor>>,
+    /// Mapped bytes by their address, which is theirs as long as they are kept, with their copies in huge pages.
+    copied: Mutex<HashMap<usize, (Bytes, Bytes)>>,
     /// Whether constants are rounded to fp16 where they are found.
     rounds: bool,
 }
@@ -33,6 +36,20 @@ impl WeightCache {
             computed.insert(weight.id(), tensor.clone());
         }
         Ok(tensor)
+    }
+
+    /// The bytes where reading all of them again and again is fastest.
+    pub fn streamed(&self, bytes: &Bytes) -> Bytes {
+        let mut copied = self.copied.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let address = bytes.as_ptr() as usize;
+        if let Some((source, copy)) = copied.get(&address)
+            && source.len() == bytes.len()
+        {
+            return copy.clone();
+        }
+        let Some(copy) = bytes.in_huge_pages() else { return bytes.clone() };
+        copied.insert(address, (bytes.clone(), copy.clone()));
+        copy
     }
 
     fn as_used(&self, tensor: Tensor) -> Result<Tensor> {

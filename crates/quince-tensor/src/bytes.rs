@@ -37,6 +37,20 @@ impl Owner for memmap2::Mmap {
     }
 }
 
+/// Memory of no file.
+#[cfg(target_os = "linux")]
+pub(crate) struct Anonymous(pub(crate) memmap2::MmapMut);
+
+#[cfg(target_os = "linux")]
+impl Owner for Anonymous {
+    fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
 impl Bytes {
     /// The bytes of a vector of plain values; their alignment is that of the values.
     pub fn from_vec<T: bytemuck::Pod + Send + Sync>(values: Vec<T>) -> Bytes {
@@ -50,12 +64,30 @@ impl Bytes {
         Bytes { owner: Arc::new(map), range }
     }
 
+    /// A range of memory of no file.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn from_anonymous(memory: Anonymous, range: Range<usize>) -> Option<Bytes> {
+        let len = memory.0.len();
+        Bytes { owner: Arc::new(memory), range: 0..len }.slice(range)
+    }
+
     /// A part of these bytes, or `None` if the range is not inside.
     pub fn slice(&self, range: Range<usize>) -> Option<Bytes> {
         if range.start > range.end || range.end > self.len() {
             return None;
         }
         Some(Bytes { owner: self.owner.clone(), range: self.range.start + range.start..self.range.start + range.end })
+    }
+
+    /// Lets the system have the memory of a range of mapped bytes; they come from the file again when they are read.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn give_back(&self, range: Range<usize>) {
+        if let Some(map) = self.owner.as_any().downcast_ref::<memmap2::Mmap>() {
+            let start = self.range.start + range.start;
+            // SAFETY: the map is of a file and read-only: dropped pages are read again with the same bytes. Failure does
+            // no harm.
+            drop(unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, range.len()) });
+        }
     }
 
     /// Whether the bytes lie in a mapped file.

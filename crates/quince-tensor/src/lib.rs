@@ -10,6 +10,7 @@ mod bytes;
 mod cast;
 mod dtype;
 mod error;
+mod huge_pages;
 pub mod packing;
 mod tensor;
 mod weight;

@@ -10,6 +10,7 @@ use std::ops::Range;
 
 use super::dequantize::{dequantize_generic, unpack};
 use super::lut_tables::Planes;
+use super::quantize;
 use super::scratch::{Scratch, with_scratch};
 use super::simd::{Avx2, Avx512, Simd};
 use super::weights::{Affine, CodeType, Encoding, GroupAxis, Lut, PackedWeight};
@@ -85,38 +86,10 @@ fn panel_of(row: usize, padded_m: usize, most: usize) -> (usize, usize) {
     (first, most.min(padded_m - first))
 }
 
-/// Rounds at most [`BLOCK`] numbers to integers up to `most`, zeros beyond; returns the scale, NaN if a number is
-/// infinite or NaN.
+/// [`quantize::round`] with the instructions of this module.
 #[target_feature(enable = "avx2,fma")]
 fn round_block(x: &[f32], most: f32, out: &mut [i16; BLOCK]) -> f32 {
-    if let Ok(x) = x.try_into() {
-        return round_whole_block(x, most, out);
-    }
-    let mut padded = [0.0f32; BLOCK];
-    padded[..x.len()].copy_from_slice(x);
-    round_whole_block(&padded, most, out)
-}
-
-#[inline]
-#[target_feature(enable = "avx2,fma")]
-fn round_whole_block(x: &[f32; BLOCK], most: f32, out: &mut [i16; BLOCK]) -> f32 {
-    let mut largest = [0.0f32; 16];
-    // Infinities and NaNs, and nothing else, have all bits of this kind.
-    let mut bits = [0u32; 16];
-    for x in x.chunks_exact(16) {
-        for lane in 0..16 {
-            let magnitude = x[lane].abs();
-            largest[lane] = if magnitude > largest[lane] { magnitude } else { largest[lane] };
-            bits[lane] = bits[lane].max(magnitude.to_bits());
-        }
-    }
-    let largest = largest.into_iter().fold(0.0, f32::max);
-    let inverse = if largest > 1e-30 { most / largest } else { 0.0 };
-    for (out, x) in out.iter_mut().zip(x) {
-        // Adding 1.5 · 2^23 leaves the rounded integer in the low bits.
-        *out = (x * inverse + 12_582_912.0).to_bits() as i16;
-    }
-    if bits.into_iter().all(|bits| bits < f32::INFINITY.to_bits()) { largest / most } else { f32::NAN }
+    quantize::round(x, most, out)
 }
 
 /// A product `y[m, N] = x[m, K] · weightᵀ + bias` of which some columns are computed.

@@ -101,7 +101,7 @@ unsafe fn rows_of<const M: usize>(product: &Product, rows: Range<usize>, first: 
 }
 
 /// How many bytes ahead of its use the packed data is asked for.
-const PREFETCH: usize = 1536;
+const PREFETCH: usize = 4096;
 /// Indices that are unpacked to bytes at a time when they do not divide a byte.
 const CHUNK: usize = 1024;
 

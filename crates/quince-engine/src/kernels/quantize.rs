@@ -68,7 +68,7 @@ impl Quantized {
         let blocks = k.div_ceil(block);
         let mut values = vec![0; rows * blocks * block];
         let mut scales = vec![0.0; rows * blocks];
-        let places: Vec<u16> = (0..order.group()).map(|at| order.element(at) as u16).collect();
+        let places: Vec<u8> = (0..order.group()).map(|at| order.element(at) as u8).collect();
         let (all_values, all_scales) = (SharedMut::new(&mut values), SharedMut::new(&mut scales));
         pool.run(rows, |row| {
             // SAFETY: each task writes a row of its own.
@@ -90,20 +90,65 @@ impl Quantized {
 }
 
 /// Rounds a block (its end may be missing) into `out`, each group in the order of `places`; returns its scale.
-fn round_block(x: &[f32], places: &[u16], out: &mut [i16]) -> f32 {
+fn round_block(x: &[f32], places: &[u8], out: &mut [i16]) -> f32 {
     let most = ACTIVATION_MAX / (out.len() / 128) as f32;
-    let largest = x.iter().fold(0.0f32, |max, &x| max.max(x.abs()));
-    let finite = x.iter().fold(0.0f32, |sum, &x| sum + x * 0.0) == 0.0;
-    let inverse = if largest > 1e-30 { most / largest } else { 0.0 };
-    let mut rounded = [0i16; 256];
-    for (rounded, &x) in rounded.iter_mut().zip(x) {
-        // Adding 1.5 · 2^23 leaves the rounded integer in the low bits: this loop becomes vector code.
-        *rounded = (x * inverse + 12_582_912.0).to_bits() as i16;
+    if places.len() == 1 {
+        return round_fast(x, most, out);
     }
-    for (out, rounded) in out.chunks_exact_mut(places.len()).zip(rounded.chunks_exact(places.len())) {
+    let mut rounded = [0i16; 2 * 256];
+    let scale = round_fast(x, most, &mut rounded[..out.len()]);
+    for (out, rounded) in out.chunks_exact_mut(places.len()).zip(rounded.windows(256).step_by(places.len())) {
+        // A byte is always inside 256 elements: no index is checked in this loop.
+        let Ok(rounded) = <&[i16; 256]>::try_from(rounded) else { continue };
         out.iter_mut().zip(places).for_each(|(out, &place)| *out = rounded[usize::from(place)]);
     }
-    if finite { largest / most } else { f32::NAN }
+    scale
+}
+
+/// [`round`] with the instructions that every integer kernel needs.
+fn round_fast(x: &[f32], most: f32, out: &mut [i16]) -> f32 {
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "avx2,fma")]
+        fn avx2(x: &[f32], most: f32, out: &mut [i16]) -> f32 {
+            round(x, most, out)
+        }
+        if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
+            // SAFETY: the processor has the instructions.
+            return unsafe { avx2(x, most, out) };
+        }
+    }
+    round(x, most, out)
+}
+
+/// Rounds numbers to integers up to `most`, zeros beyond the end of `x`; returns the scale, NaN if a number is infinite
+/// or NaN. `out` has a multiple of 16 elements, 256 at most.
+#[inline(always)]
+pub(crate) fn round(x: &[f32], most: f32, out: &mut [i16]) -> f32 {
+    let mut padded = [0.0f32; 256];
+    let x = if x.len() == out.len() {
+        x
+    } else {
+        padded[..x.len()].copy_from_slice(x);
+        &padded[..out.len()]
+    };
+    // Sixteen running results, and comparisons that say what becomes of a NaN: these loops become vector code.
+    let (mut largest, mut bits) = ([0.0f32; 16], [0u32; 16]);
+    for x in x.chunks_exact(16) {
+        for lane in 0..16 {
+            let magnitude = x[lane].abs();
+            largest[lane] = if magnitude > largest[lane] { magnitude } else { largest[lane] };
+            bits[lane] = bits[lane].max(magnitude.to_bits());
+        }
+    }
+    let largest = largest.into_iter().fold(0.0, f32::max);
+    let inverse = if largest > 1e-30 { most / largest } else { 0.0 };
+    for (out, x) in out.iter_mut().zip(x) {
+        // Adding 1.5 · 2^23 leaves the rounded integer in the low bits.
+        *out = (x * inverse + 12_582_912.0).to_bits() as i16;
+    }
+    // The bits of infinities and NaNs are above those of all numbers.
+    if bits.into_iter().all(|bits| bits < f32::INFINITY.to_bits()) { largest / most } else { f32::NAN }
 }
 
 #[cfg(test)]

@@ -256,6 +256,18 @@ impl PackedWeight {
         Ok(PackedWeight { rows, cols, encoding: Encoding::Affine(affine) })
     }
 
+    /// The same matrix with the bytes of its elements (not its tables and scales) somewhere else.
+    #[must_use]
+    pub(crate) fn with_data(mut self, move_to: impl Fn(&Bytes) -> Bytes) -> PackedWeight {
+        let data = match &mut self.encoding {
+            Encoding::Dense(Floats::F16(bytes) | Floats::F32(bytes)) => bytes,
+            Encoding::Lut(lut) => &mut lut.indices,
+            Encoding::Affine(affine) => &mut affine.data,
+        };
+        *data = move_to(data);
+        self
+    }
+
     /// Number of rows: N, the output features.
     pub fn rows(&self) -> usize {
         self.rows

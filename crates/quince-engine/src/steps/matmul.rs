@@ -44,7 +44,7 @@ impl Factor {
         let (Some(x), Some(weight), [_]) = (operation.var("x"), operation.var("weight"), &operation.outputs[..]) else {
             return Ok(None);
         };
-        let Some(weight) = planner.packed(weight)? else { return Ok(None) };
+        let Some(weight) = planner.streamed(weight)? else { return Ok(None) };
         if weight.cols() == 0 || planner.shape(x)?.last() != Some(&weight.cols()) {
             return Ok(None);
         }
@@ -88,7 +88,7 @@ pub(super) fn conv(planner: &mut Planner, operation: &Operation) -> Result<bool>
     if !pointwise || kernel[1] == 0 || x_shape[1] != kernel[1] || !ones("strides") || !ones("groups") || padded {
         return Ok(false);
     }
-    let Some(packed) = planner.packed(weight)? else { return Ok(false) };
+    let Some(packed) = planner.streamed(weight)? else { return Ok(false) };
     let bias = planner.parameter(operation, "bias")?;
     let (batch, channels, positions) = (x_shape[0], kernel[1], x_shape[2..].iter().product::<usize>());
     let accuracy = planner.accuracy(x);
@@ -139,7 +139,7 @@ pub(super) fn matmul(planner: &mut Planner, operation: &Operation) -> Result<boo
         return Ok(false);
     }
     if b.len() == 2 && !transpose_x {
-        if let (true, Some(packed)) = (transpose_y, planner.packed(y)?) {
+        if let (true, Some(packed)) = (transpose_y, planner.streamed(y)?) {
             return weighted(planner, operation, x, packed, *out);
         }
         if let (false, Some(packed)) = (transpose_y, transposed(planner, y)?) {
