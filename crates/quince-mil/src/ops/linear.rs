@@ -1,9 +1,9 @@
 //! `linear`: a matrix product with a constant weight.
 
-use super::elements::room;
+use super::elements::{room, values as values_of};
 use super::layout::{count, result_shape};
 use super::shape_rules::show;
-use crate::op::FLOAT;
+use crate::op::NUMBER;
 use crate::{Args, Op, Param, Result, Tensor, TensorType, ValueType, bail};
 
 /// See [`Op::doc`].
@@ -21,9 +21,9 @@ impl Op for Linear {
     fn params(&self) -> &'static [Param] {
         const {
             &[
-                Param::new("x").types(FLOAT),
-                Param::new("weight").constant().types(FLOAT),
-                Param::new("bias").constant().optional().types(FLOAT),
+                Param::new("x").types(NUMBER),
+                Param::new("weight").constant().types(NUMBER),
+                Param::new("bias").constant().optional().types(NUMBER),
             ]
         }
     }
@@ -60,7 +60,7 @@ impl Op for Linear {
             let row = &values[row * width..][..width];
             y.extend((0..out).map(|o| bias[o] + row.iter().zip(&weight[o * width..]).map(|(x, w)| x * w).sum::<f64>()));
         }
-        Ok(vec![Tensor::from_f64(x.dtype(), shape, y)?])
+        Ok(vec![values_of(&x, &shape, y)?])
     }
 }
 

@@ -1,8 +1,8 @@
 //! `lstm`: long short-term memory, step by step along the first axis.
 
 use super::attention::dot;
-use super::blockwise::fixed_shape;
 use super::layout::{count, filled, fixed, result};
+use super::recurrent::{activation, expect, hidden};
 use super::shape_rules::show;
 use crate::op::FLOAT;
 use crate::{Args, Dim, Op, Param, Result, Tensor, ValueType, bail};
@@ -51,18 +51,14 @@ impl Op for Lstm {
         let x = args.ty("x")?;
         let [steps, batch, inputs] = x.shape[..] else { bail!("found x {}, expected [S, B, I]", show(&x.shape)) };
         let directions = directions(args)?;
-        let hidden = hidden(args)?;
+        let hidden = hidden(args, 4)?;
         for direction in directions {
             direction.check(args, hidden, inputs)?;
         }
         Functions::new(args)?;
         let state = vec![batch, Dim::Fixed(hidden.saturating_mul(directions.len()))];
-        for name in ["initial_h", "initial_c"] {
-            let found = args.shape(name)?;
-            if found.len() != 2 || !found.iter().zip(&state).all(|(a, b)| a.fits(*b)) {
-                bail!("found {name} {}, expected {}", show(found), show(&state));
-            }
-        }
+        expect(args, "initial_h", &state)?;
+        expect(args, "initial_c", &state)?;
         let steps = if args.bool("output_sequence")? { steps } else { Dim::Fixed(1) };
         let mut types = result(x.dtype, [&[steps], &state[..]].concat())?;
         for _ in 0..2 {
@@ -75,7 +71,7 @@ impl Op for Lstm {
         self.infer(args)?;
         let x = args.tensor("x")?;
         let &[steps, batch, inputs] = x.shape() else { bail!("found x {x:?}, expected [S, B, I]") };
-        let (directions, hidden, functions) = (directions(args)?, hidden(args)?, Functions::new(args)?);
+        let (directions, hidden, functions) = (directions(args)?, hidden(args, 4)?, Functions::new(args)?);
         let values = x.to_f64()?;
         let (mut h, mut c) = (args.tensor("initial_h")?.to_f64()?, args.tensor("initial_c")?.to_f64()?);
         let width = directions.len() * hidden;
@@ -130,31 +126,16 @@ fn directions(args: &Args) -> Result<&'static [Direction]> {
     })
 }
 
-/// The number of hidden values of one direction.
-fn hidden(args: &Args) -> Result<usize> {
-    match fixed_shape(args, "weight_hh")?[..] {
-        [gates, hidden] if hidden > 0 && hidden.checked_mul(4) == Some(gates) => Ok(hidden),
-        _ => bail!("found weight_hh of type {}, expected [4·H, H]", args.ty("weight_hh")?),
-    }
-}
-
 impl Direction {
     fn check(&self, args: &Args, hidden: usize, inputs: Dim) -> Result<()> {
         let gates = Dim::Fixed(4 * hidden);
-        let expect = |name: &str, expected: &[Dim]| -> Result<()> {
-            let found = args.shape(name)?;
-            if found.len() != expected.len() || !found.iter().zip(expected).all(|(a, b)| a.fits(*b)) {
-                bail!("found {name} {}, expected {}", show(found), show(expected));
-            }
-            Ok(())
-        };
-        expect(self.weight_ih, &[gates, inputs])?;
-        expect(self.weight_hh, &fixed(&[4 * hidden, hidden]))?;
+        expect(args, self.weight_ih, &[gates, inputs])?;
+        expect(args, self.weight_hh, &fixed(&[4 * hidden, hidden]))?;
         if args.has(self.bias) {
-            expect(self.bias, &[gates])?;
+            expect(args, self.bias, &[gates])?;
         }
         if args.has(self.peephole) {
-            expect(self.peephole, &fixed(&[3 * hidden]))?;
+            expect(args, self.peephole, &fixed(&[3 * hidden]))?;
         }
         Ok(())
     }
@@ -170,25 +151,12 @@ struct Functions {
 
 impl Functions {
     fn new(args: &Args) -> Result<Functions> {
-        let function = |name: &str| -> Result<fn(f64) -> f64> {
-            Ok(match args.str(name)? {
-                "sigmoid" => |x| 1.0 / (1.0 + (-x).exp()),
-                "tanh" => f64::tanh,
-                "linear" => |x| x,
-                "relu" => |x| x.max(0.0),
-                "hard_sigmoid" => |x| (0.2 * x + 0.5).clamp(0.0, 1.0),
-                "scaled_tanh" => |x| 1.7159 * (2.0 / 3.0 * x).tanh(),
-                other => {
-                    bail!("found the {name} {other}, expected sigmoid, tanh, linear, relu, hard_sigmoid, scaled_tanh")
-                }
-            })
-        };
         let clip = if args.has("clip") { args.float("clip")? } else { f64::INFINITY };
         if clip.is_nan() || clip < 0.0 {
             bail!("found clip {clip}, expected 0 or more");
         }
-        let (gate, cell) = (function("recurrent_activation")?, function("cell_activation")?);
-        Ok(Functions { gate, cell, out: function("activation")?, clip })
+        let (gate, cell) = (activation(args, "recurrent_activation")?, activation(args, "cell_activation")?);
+        Ok(Functions { gate, cell, out: activation(args, "activation")?, clip })
     }
 }
 

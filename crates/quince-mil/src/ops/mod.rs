@@ -29,12 +29,14 @@ table! {
         LINEAR_ACTIVATION, SCALED_TANH, SIGMOID_HARD, Gelu, PRELU, SOFTPLUS_PARAMETRIC, Softmax;
     attention: ScaledDotProductAttention;
     band_part: BandPart, NonZero;
+    batch_space: SpaceToBatch, BatchToSpace, ReverseSequence;
     blockwise: BlockwiseShiftScale, ConstexprCast;
     cast: Cast;
     concat: Concat, Stack;
     constant: Const;
     control_flow: Cond, WhileLoop;
     conv: Conv, ConvTranspose;
+    crop: Crop, CropResize;
     cumsum: Cumsum;
     elementwise_binary: ADD, SUB, MUL, REAL_DIV, FLOOR_DIV, MOD, MAXIMUM, MINIMUM, POW, EQUAL, NOT_EQUAL, GREATER,
         GREATER_EQUAL, LESS, LESS_EQUAL, LOGICAL_AND, LOGICAL_OR, LOGICAL_XOR;
@@ -42,6 +44,7 @@ table! {
         SIN, SINH, SQRT, SQUARE, TAN, TANH, CLIP, THRESHOLD, INVERSE, LOG, RSQRT;
     gather: Gather, GatherAlongAxis, GatherNd;
     linear: Linear;
+    list: MakeList, ListLength, ListRead, ListWrite, ListGather, ListScatter;
     lstm: Lstm;
     lut: LutToDense;
     matmul: Matmul, Einsum;
@@ -50,10 +53,14 @@ table! {
     pixel: DEPTH_TO_SPACE, SPACE_TO_DEPTH, PIXEL_SHUFFLE, PIXEL_UNSHUFFLE;
     pool: MAX_POOL, AVG_POOL, L2_POOL;
     quantize: Quantize, Dequantize, AffineDequantize;
+    random: RANDOM_UNIFORM, RANDOM_NORMAL, RANDOM_BERNOULLI, RandomCategorical;
     range: Shape, Range1d, Fill, FillLike, OneHot;
+    recurrent: Gru, Rnn;
     reduction: REDUCE_SUM, REDUCE_MEAN, REDUCE_MAX, REDUCE_MIN, REDUCE_PROD, REDUCE_L1_NORM, REDUCE_L2_NORM,
         REDUCE_SUM_SQUARE, REDUCE_LOG_SUM, REDUCE_LOG_SUM_EXP, REDUCE_ARGMAX, REDUCE_ARGMIN;
     reshape: Reshape, ReshapeLike, ExpandDims, Squeeze, Flatten2d, Identity;
+    resample: Resample, Affine;
+    resize: Resize, ResizeBilinear, ResizeNearestNeighbor;
     scatter: SCATTER, SCATTER_ALONG_AXIS, SCATTER_ND;
     select: Select;
     semantic_attention: SplitHeads, Rope, Attention;
@@ -64,6 +71,7 @@ table! {
     sparse: SparseToDense, LutToSparse, SparseBlockwiseShiftScale;
     split: Split;
     state: ReadState, WriteState;
+    suppression: NonMaximumSuppression;
     tile: Tile, SlidingWindows;
     transpose: Transpose, Reverse;
     upsample: UpsampleNearestNeighbor, UpsampleBilinear;

@@ -235,7 +235,7 @@ impl Op for LocalResponseNorm {
 
     fn doc(&self) -> &'static str {
         "`x / (k + alpha/size · Σ x²)^beta`, the sum over `size` neighbouring channels, the element's own in the middle \
-         and one more before it than after it if size is even. x: [n, C, ...] of rank 3 or 4."
+         and one more before it than after it if size is even. x: [n, C, ...] of rank 3 to 5."
     }
 
     fn params(&self) -> &'static [Param] {
@@ -252,8 +252,8 @@ impl Op for LocalResponseNorm {
 
     fn infer(&self, args: &Args) -> Result<Vec<ValueType>> {
         let (x, size) = (args.ty("x")?, args.int("size")?);
-        if !(3..=4).contains(&x.shape.len()) || size < 1 {
-            bail!("found x {} and size {size}, expected [n, C, ...] of rank 3 or 4 and 1 or more", show(&x.shape));
+        if !(3..=5).contains(&x.shape.len()) || size < 1 {
+            bail!("found x {} and size {size}, expected [n, C, ...] of rank 3 to 5 and 1 or more", show(&x.shape));
         }
         Ok(vec![x.clone().into()])
     }

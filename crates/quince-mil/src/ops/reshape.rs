@@ -14,7 +14,7 @@ impl Op for Reshape {
 
     fn doc(&self) -> &'static str {
         "The elements of x in the same order under another shape. In `shape`, -1 (once) stands for what is left, and 0 \
-         for the size that x has there, which needs as many axes as x has."
+         for the size that x has there, both counted from the last axis, or 1 where x has no axis."
     }
 
     fn params(&self) -> &'static [Param] {
@@ -52,17 +52,13 @@ const MOST_AXES: usize = 64;
 
 /// The shape that `wanted` makes of `from`, with its 0 and -1 replaced by what is known.
 fn reshaped(from: &[Dim], wanted: &[i64]) -> Result<Vec<Dim>> {
-    if wanted.contains(&0) && wanted.len() != from.len() {
-        bail!(
-            "the shape {wanted:?} has a 0, which keeps the size of x there, but x {} has another number of axes",
-            show(from)
-        );
-    }
+    // Shapes are aligned at the last axis; before iOS 17 they are as long as each other where there is a 0.
+    let same = |i: usize| (i + from.len()).checked_sub(wanted.len()).map_or(Dim::Fixed(1), |i| from[i]);
     let mut out = Vec::with_capacity(wanted.len());
     let mut rest = None;
     for (i, &size) in wanted.iter().enumerate() {
         out.push(match size {
-            0 => from[i],
+            0 => same(i),
             -1 if rest.replace(i).is_some() => bail!("the shape {wanted:?} has -1 more than once"),
             -1 => Dim::Unknown,
             size => match usize::try_from(size) {
@@ -72,7 +68,7 @@ fn reshaped(from: &[Dim], wanted: &[i64]) -> Result<Vec<Dim>> {
         });
     }
     // Sizes that are not known and were kept stand on both sides and say nothing about the others.
-    let kept = |i: usize| wanted.get(i) == Some(&0) && from[i] == Dim::Unknown;
+    let kept = |i: usize| (i + wanted.len()).checked_sub(from.len()).and_then(|i| wanted.get(i)) == Some(&0);
     let open = (0..from.len()).any(|i| from[i] == Dim::Unknown && !kept(i));
     let mismatch = || Error::new(format!("x {} does not have as many elements as the shape {wanted:?}", show(from)));
     let total = product(from).ok_or_else(mismatch)?;
@@ -200,7 +196,7 @@ impl Op for Squeeze {
     }
 
     fn doc(&self) -> &'static str {
-        "x without these axes, each of size 1; without all axes that are known to have size 1 if none are named."
+        "x without these axes, or without all if none are named, as far as they are known to have size 1; others stay."
     }
 
     fn params(&self) -> &'static [Param] {
@@ -209,14 +205,12 @@ impl Op for Squeeze {
 
     fn infer(&self, args: &Args) -> Result<Vec<ValueType>> {
         let x = args.ty("x")?;
-        let gone = match args.opt_ints("axes")? {
+        let named = match args.opt_ints("axes")? {
             Some(given) => axes(&given, x.shape.len())?,
-            None => (0..x.shape.len()).filter(|&i| x.shape[i] == Dim::Fixed(1)).collect(),
+            None => (0..x.shape.len()).collect(),
         };
-        if let Some(&i) = gone.iter().find(|&&i| !x.shape[i].fits(Dim::Fixed(1))) {
-            bail!("axis {i} of x {} has another size than 1, expected 1", show(&x.shape));
-        }
-        let kept = (0..x.shape.len()).filter(|i| !gone.contains(i)).map(|i| x.shape[i]);
+        let gone = |i: &usize| named.contains(i) && x.shape[*i] == Dim::Fixed(1);
+        let kept = (0..x.shape.len()).filter(|i| !gone(i)).map(|i| x.shape[i]);
         result(x.dtype, kept.collect())
     }
 
@@ -306,13 +300,15 @@ mod tests {
         assert_eq!(to(&[-1, 3, 4], vec![-1, 12]).unwrap(), [-1, 12]);
         assert_eq!(to(&[-1, 8], vec![1, 5, 8]).unwrap(), [1, 5, 8]);
         assert_eq!(to(&[], vec![1, 1]).unwrap(), [1, 1]);
+        // From iOS 17, aligned at the last axis: the example of coremltools' documentation.
+        assert_eq!(to(&[2, 50], vec![1, 0, -1, 0]).unwrap(), [1, 1, 2, 50]);
+        assert_eq!(to(&[5, -1, 3], vec![-1, 0]).unwrap(), [-1, 3]);
     }
 
     #[test]
     fn shapes_that_do_not_fit_are_refused() {
         let no = |x: &[i64], shape: Vec<i32>| to(x, shape).unwrap_err().to_string();
         assert_eq!(no(&[2, 3], vec![4, -1]), "x [2, 3] does not have as many elements as the shape [4, -1]");
-        assert!(no(&[2, 3], vec![0, 3, 1]).contains("another number of axes"));
         assert!(no(&[2, 3], vec![-1, -1]).contains("more than once"));
         assert!(no(&[2, 3], vec![-2, -3]).contains("-2"));
         assert!(to(&[2, 3], vec![i32::MAX, i32::MAX, i32::MAX, -1]).is_err());
@@ -330,7 +326,9 @@ mod tests {
         assert_eq!(x.shape(), [1, 2, 3, 1]);
         assert_eq!(run(&Squeeze, vec![("x", x.clone().into())]).unwrap().shape(), [2, 3]);
         assert_eq!(run(&Squeeze, vec![("x", x.clone().into()), ("axes", vec![-1].into())]).unwrap().shape(), [1, 2, 3]);
-        assert!(run(&Squeeze, vec![("x", x.clone().into()), ("axes", vec![1].into())]).is_err());
+        // As PyTorch has it, an axis of another size stays.
+        let others = run(&Squeeze, vec![("x", x.clone().into()), ("axes", vec![0, 1].into())]).unwrap();
+        assert_eq!(others.shape(), [2, 3, 1]);
         assert_eq!(run(&Flatten2d, vec![("x", x.into()), ("axis", 2.into())]).unwrap().shape(), [2, 3]);
     }
 

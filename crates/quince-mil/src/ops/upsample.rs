@@ -1,6 +1,7 @@
 //! `upsample_nearest_neighbor` and `upsample_bilinear`: larger images.
 
-use super::layout::{count, result, result_shape};
+use super::layout::{result, result_shape};
+use super::resize::{Between, Sampling, blend, places};
 use super::shape_rules::show;
 use crate::op::FLOAT;
 use crate::{Args, Dim, Op, Param, Result, Tensor, ValueType, bail};
@@ -14,7 +15,7 @@ impl Op for UpsampleNearestNeighbor {
     }
 
     fn doc(&self) -> &'static str {
-        "The last two axes of x, [.., H, W], as [.., ⌊H · scale⌋, ⌊W · scale⌋]: each pixel is the one at ⌊place / scale⌋."
+        "The last two axes of x, [.., H, W], as [.., ⌊H · scale⌋, ⌊W · scale⌋]: pixel i of o is the one at ⌊i · n/o⌋ of n."
     }
 
     fn params(&self) -> &'static [Param] {
@@ -32,11 +33,7 @@ impl Op for UpsampleNearestNeighbor {
     }
 
     fn eval(&self, args: &Args) -> Result<Vec<Tensor>> {
-        let shape = result_shape(self, args)?;
-        resample(args, shape, |place, scale, size, _| {
-            let nearest = ((place as f64 / scale) as usize).min(size - 1);
-            (nearest, nearest, 0.0)
-        })
+        upsampled(args, result_shape(self, args)?, Between::scaled)
     }
 }
 
@@ -51,7 +48,8 @@ impl Op for UpsampleBilinear {
     fn doc(&self) -> &'static str {
         "The last two axes of x, [.., H, W], as [.., ⌊H · scale⌋, ⌊W · scale⌋]: each pixel is interpolated between its \
          neighbours. With `align_corners` the corners of both images fall together; else with `half_pixel_centers` \
-         their edges do, else the first pixels. `half_pixel_centers` is the opposite of `align_corners` if left out."
+         their edges do, else the first pixels. `half_pixel_centers` is the opposite of `align_corners` if left out. \
+         Where a scale does not divide, that of the sizes counts."
     }
 
     fn params(&self) -> &'static [Param] {
@@ -76,17 +74,12 @@ impl Op for UpsampleBilinear {
         let shape = result_shape(self, args)?;
         let corners = args.bool("align_corners")?;
         let half = if args.has("half_pixel_centers") { args.bool("half_pixel_centers")? } else { !corners };
-        resample(args, shape, |place, scale, size, out| {
-            let place = place as f64;
-            let at = match (corners, half) {
-                (true, _) if out > 1 => place * (size - 1) as f64 / (out - 1) as f64,
-                (true, _) => 0.0,
-                (false, true) => (place + 0.5) / scale - 0.5,
-                (false, false) => place / scale,
-            };
-            let at = at.clamp(0.0, (size - 1) as f64);
-            (at as usize, (at as usize + 1).min(size - 1), at.fract())
-        })
+        let mode = match (corners, half) {
+            (true, _) => Sampling::StrictAlignCorners,
+            (false, true) => Sampling::UnalignCorners,
+            (false, false) => Sampling::Default,
+        };
+        upsampled(args, shape, |i, n, o| Between::at(mode.place(i, o, (n - 1) as f64), n))
     }
 }
 
@@ -114,36 +107,14 @@ fn scaled(args: &Args) -> Result<Vec<ValueType>> {
 
 const FACTORS: [&str; 2] = ["scale_factor_height", "scale_factor_width"];
 
-/// An image of `shape` from x. For a place along an axis, its scale, and the sizes before and after, `source` says
-/// between which two pixels it lies and how far from the first.
-fn resample(
-    args: &Args,
-    shape: Vec<usize>,
-    source: impl Fn(usize, f64, usize, usize) -> (usize, usize, f64),
-) -> Result<Vec<Tensor>> {
+/// An image of `shape` from x: `source` says where pixel i of o lies on an axis of n.
+fn upsampled(args: &Args, shape: Vec<usize>, source: impl Fn(usize, usize, usize) -> Between) -> Result<Vec<Tensor>> {
     let x = args.tensor("x")?;
-    let ([outer @ .., height, width], &[.., rows, columns]) = (x.shape(), &shape[..]) else {
+    let (&[.., height, width], &[.., rows, columns]) = (x.shape(), &shape[..]) else {
         bail!("found x {x:?}, expected three axes or more");
     };
-    let along = |name: &str, size: usize, out: usize| -> Result<Vec<(usize, usize, f64)>> {
-        let scale = args.float(name)?;
-        Ok((0..out).map(|place| source(place, scale, size, out)).collect())
-    };
-    let (down, across) = (along(FACTORS[0], *height, rows)?, along(FACTORS[1], *width, columns)?);
-    let values = x.to_f64()?;
-    let mut out = super::elements::room(count(&shape)?)?;
-    for image in 0..count(outer)? {
-        let image = &values[image * height * width..][..height * width];
-        for &(top, bottom, y) in &down {
-            let (top, bottom) = (&image[top * width..][..*width], &image[bottom * width..][..*width]);
-            out.extend(across.iter().map(|&(left, right, x)| {
-                let above = top[left] * (1.0 - x) + top[right] * x;
-                let below = bottom[left] * (1.0 - x) + bottom[right] * x;
-                above * (1.0 - y) + below * y
-            }));
-        }
-    }
-    Ok(vec![Tensor::from_f64(x.dtype(), shape, out)?])
+    let (down, across) = (places(height, rows, &source)?, places(width, columns, &source)?);
+    Ok(vec![blend(&x, &shape, &down, &across)?])
 }
 
 #[cfg(test)]
