@@ -410,8 +410,7 @@ impl<'a> Planner<'a> {
                 Ok(Operand::Const(values))
             }
             Place::Packed => {
-                let producer = self.defs.producer(var).ok_or_else(|| Error::new("a weight without an operation"))?;
-                let tensor = weights::dense(self.cache, &self.defs, producer)?;
+                let tensor = weights::dense(self.cache, &self.defs, var)?;
                 self.places[var.0 as usize] = Some(Place::Const(tensor.into()));
                 self.operand(var)
             }

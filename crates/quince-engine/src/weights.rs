@@ -3,7 +3,7 @@
 use crate::Precision;
 use crate::kernels::{CodeType, Floats, GroupAxis, PackedWeight};
 use crate::strict;
-use quince_mil::{Arg, DType, Defs, Error, Operation, Result, Tensor, Value, bail};
+use quince_mil::{Arg, DType, Defs, Error, Operation, Result, Tensor, Value, Var, bail};
 use quince_tensor::Bytes;
 use std::collections::HashMap;
 use std::sync::Mutex;
@@ -133,10 +133,9 @@ impl Source<'_> {
         if let Some(tables) = self.constant("lut")? {
             return Ok(Some(tables));
         }
-        let inner = self.operation.var("lut").and_then(|var| self.defs.producer(var));
-        match inner {
-            Some(inner) => Ok(Some(dense(self.cache, self.defs, inner)?)),
-            None => Ok(None),
+        match self.operation.var("lut") {
+            Some(var) if self.defs.producer(var).is_some() => Ok(Some(dense(self.cache, self.defs, var)?)),
+            _ => Ok(None),
         }
     }
 
@@ -186,23 +185,25 @@ impl Source<'_> {
     }
 }
 
-/// The tensor that a `const` or `constexpr_*` operation makes, computed.
-pub(crate) fn dense(cache: &WeightCache, defs: &Defs, operation: &Operation) -> Result<Tensor> {
+/// The tensor of a variable that a `const` or `constexpr_*` operation assigns, computed.
+pub(crate) fn dense(cache: &WeightCache, defs: &Defs, var: Var) -> Result<Tensor> {
+    let Some(operation) = defs.producer(var) else { bail!("a weight without an operation") };
     if let Some(value) = operation.constant() {
         return cache.tensor(value);
     }
     let op = operation.op()?;
     let args = quince_mil::verify::bind(op, operation, |arg| {
         let value = match arg {
-            Arg::Value(value) => value.tensor()?,
-            Arg::Var(var) => match defs.producer(*var) {
-                Some(inner) => dense(cache, defs, inner)?,
-                None => bail!("a weight is computed from `{}`, which is not constant", operation.name),
-            },
+            Arg::Value(value @ (Value::Tensor(_) | Value::Weight(_))) => value.tensor()?.into(),
+            Arg::Value(value) => value.clone(),
+            Arg::Var(var) if defs.producer(*var).is_some() => dense(cache, defs, *var)?.into(),
+            Arg::Var(_) => bail!("a weight is computed from `{}`, which is not constant", operation.name),
         };
-        Ok(quince_mil::op::ArgInfo::known(value.into()))
+        Ok(quince_mil::op::ArgInfo::known(value))
     })?;
-    op.eval(&args)?.into_iter().next().ok_or_else(|| Error::new("an operation without results makes no weight"))
+    let number = operation.outputs.iter().position(|output| *output == var).unwrap_or(0);
+    let result = op.eval(&args)?.into_iter().nth(number);
+    result.ok_or_else(|| Error::new(format!("an operation without result {number} makes no weight")))
 }
 
 /// Rows and columns of a weight of any rank from 1: the first axis, and all others.
