@@ -21,6 +21,7 @@ mod range;
 mod specialize;
 mod steps;
 mod strict;
+mod strict_weights;
 mod strided;
 #[cfg(test)]
 mod tests;

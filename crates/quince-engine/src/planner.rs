@@ -13,6 +13,7 @@ use crate::observe::Purpose;
 use crate::specialize::{Specialized, elements};
 use crate::steps;
 use crate::strict::Marks;
+use crate::strict_weights;
 use crate::weights::{self, WeightCache};
 use quince_mil::{Arg, DType, Defs, Error, Function, Operation, Result, Tensor, Value, ValueType, Var, bail};
 use std::collections::{HashMap, HashSet};
@@ -136,7 +137,8 @@ pub(crate) fn plan(specialized: &Specialized, cache: &WeightCache, mode: Mode) -
     let inputs = planner.bind_inputs()?;
     for (index, _) in work.iter().filter(|(_, work)| matches!(work, Work::Plain)) {
         let operation = &function.block.operations[*index];
-        if let ("linear", Some(x)) = (operation.op_name(), operation.var("x")) {
+        let rounded = planner.rounds() && strict_weights::weight_of_linear(&planner, operation)?.is_some();
+        if let ("linear", Some(x), false) = (operation.op_name(), operation.var("x"), rounded) {
             planner.products.entry(x).or_default().push(*index);
         }
     }
@@ -146,6 +148,7 @@ pub(crate) fn plan(specialized: &Specialized, cache: &WeightCache, mode: Mode) -
         let emitted = match work {
             _ if operation.outputs.iter().any(|var| planner.is_placed(*var)) => Ok(()),
             Work::Fused(fused) => (fused.emit)(&mut planner, operation),
+            Work::Plain if planner.rounds() && strict_weights::linear(&mut planner, operation)? => Ok(()),
             Work::Plain => steps::emit(&mut planner, operation),
             Work::Known => Ok(()),
         };
@@ -365,8 +368,16 @@ impl<'a> Planner<'a> {
         self.cache.tensor(value)
     }
 
-    /// The weight matrix behind a variable, if kernels can read it packed.
+    /// The weight matrix behind a variable, if kernels can read it packed; its elements rounded where everything is.
     pub fn packed(&self, var: Var) -> Result<Option<PackedWeight>> {
+        match self.packed_as_stored(var)? {
+            Some(weight) if self.rounds() => strict_weights::rounded(weight).map(Some),
+            weight => Ok(weight),
+        }
+    }
+
+    /// [`Planner::packed`] for who rounds what it reads.
+    pub fn packed_as_stored(&self, var: Var) -> Result<Option<PackedWeight>> {
         match self.defs.producer(var) {
             Some(operation) => weights::packed(self.cache, &self.defs, operation),
             None => Ok(None),

@@ -4,8 +4,7 @@
 //!
 //! Inside an operation arithmetic is f32, as in the accumulators of that hardware: the sums of products, norms, means
 //! and softmax, and the scores of attention. What would be beyond fp16 there, were it kept in fp16, is counted as
-//! `inside` and changes nothing. Weights in `constexpr_*` form are multiplied as they are: entries of tables and scales
-//! are rounded, the product of scale and integer is not. Subnormal numbers are kept.
+//! `inside` and changes nothing. Elements of weights are rounded however they are stored. Subnormal numbers are kept.
 
 use crate::kernels::{self, Kernels, Rhs};
 use crate::memory::{Memory, Operand};

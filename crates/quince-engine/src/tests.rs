@@ -7,7 +7,7 @@ use quince_mil::{Builder, DType, Flexibility, Function, Input, Opset, Program, T
 use std::collections::BTreeMap;
 
 /// Numbers that look random, the same each time.
-fn numbers(seed: u64, count: usize) -> Vec<f32> {
+pub(crate) fn numbers(seed: u64, count: usize) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     (0..count)
         .map(|_| {

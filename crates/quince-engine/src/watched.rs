@@ -1,6 +1,6 @@
 //! What is shown of a call, against the definition of each operation; and what rounding to fp16 finds.
 
-use crate::tests::{call, f32s, floats, start};
+use crate::tests::{call, f32s, floats, numbers, start};
 use crate::{Engine, Observed, Observer, Options, Origin, Precision, RangeReport, Rounding, State};
 use quince_mil::{
     Block, DType, Function, OpKind, Operation, Opset, Program, Result, Tensor, Value, ValueType, Var, eval,
@@ -157,6 +157,32 @@ fn strict_values_are_those_of_the_definitions_in_fp16() {
     for (name, tensor) in shown.values.iter().filter(|(_, tensor)| tensor.dtype() == DType::F32) {
         let all = values(tensor);
         assert!(all.iter().all(|v| f16::from_f32(*v).to_f32() == *v), "{name} is not rounded");
+    }
+}
+
+/// Differences of neighbours in a row of a weight of scales and integers: exact in f32, so that nothing but the rounding
+/// of the elements makes them what they are.
+#[test]
+fn elements_of_quantized_weights_are_rounded() {
+    let (mut b, vars) = start(&[("x", ValueType::tensor(DType::F16, &[15, 16]))]);
+    let data: Vec<i8> = (0..64).map(|i| (i * 37 % 255) as i8).collect();
+    let scale = Tensor::from_vec([4, 2], numbers(1, 8)).unwrap().cast(DType::F16).unwrap();
+    let inputs = [("data", Tensor::from_vec([4, 16], data).unwrap().into()), ("scale", scale.into())];
+    let weight = b.op("constexpr_blockwise_shift_scale", "weight", &inputs).unwrap();
+    let linear = b.op("linear", "linear", &[("x", vars[0].into()), ("weight", weight.into())]).unwrap();
+    let inputs = [("x", vars[0].into()), ("y", weight.into()), ("transpose_y", true.into())];
+    let matmul = b.op("matmul", "matmul", &inputs).unwrap();
+    let function = b.finish(vec![linear, matmul]);
+    let mut x = vec![0f32; 15 * 16];
+    (0..15).for_each(|i| (x[17 * i], x[17 * i + 1]) = (1.0, -1.0));
+    let inputs = call(&[("x", Tensor::from_vec([15, 16], x).unwrap().cast(DType::F16).unwrap())]);
+    let expected = eval::run(&function, &inputs, &mut eval::Tensors::new()).unwrap();
+    let (found, _, _) = strict(&function, &inputs);
+    let exact = engine(function, Precision::Exact);
+    let unrounded = exact.predict("main", &inputs, &mut exact.new_state().unwrap()).unwrap();
+    for (name, expected) in expected {
+        assert_eq!(values(&found[&name]), values(&expected), "{name}");
+        assert_ne!(values(&unrounded[&name]), values(&expected), "{name}: the elements are not those of fp16 anyhow");
     }
 }
 

@@ -27,7 +27,8 @@ pub(super) fn embedding(planner: &mut Planner, operation: &Operation) -> Result<
 }
 
 fn rows(planner: &mut Planner, operation: &Operation, indices: Var, table: Var) -> Result<bool> {
-    let ([out], Some(packed)) = (&operation.outputs[..], planner.packed(table)?) else { return Ok(false) };
+    // Where everything is rounded, so are the rows.
+    let ([out], Some(packed)) = (&operation.outputs[..], planner.packed_as_stored(table)?) else { return Ok(false) };
     let Place::Tensor(ids) = planner.place(indices)? else { return Ok(false) };
     let (id, len) = planner.output(*out)?;
     planner.push("gather", &operation.name, move |memory| {
