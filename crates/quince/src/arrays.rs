@@ -49,16 +49,31 @@ pub fn write(path: &Path, arrays: &Arrays) -> Result<()> {
 ///
 /// # Errors
 /// When an input is missing, or its array cannot become one; shapes are checked where the function runs.
-pub fn inputs_of(function: &Function, mut arrays: Arrays) -> Result<(Arrays, Vec<String>)> {
+pub fn inputs_of(function: &Function, arrays: Arrays) -> Result<(Arrays, Vec<String>)> {
+    let there: Vec<String> = arrays.keys().cloned().collect();
+    let (inputs, unused) = given_inputs_of(function, arrays)?;
+    let missing = function
+        .inputs
+        .iter()
+        .map(|input| function.var(input.var))
+        .find(|info| matches!(info.ty, ValueType::Tensor(_)) && !inputs.contains_key(&info.name));
+    if let Some(info) = missing {
+        let error = Error::new(format!("found no array `{}`, which function `{}` takes", info.name, function.name));
+        return Err(error.hint(format_args!("the file has: {}", there.join(", "))).into());
+    }
+    Ok((inputs, unused))
+}
+
+/// [`inputs_of`] for those inputs that there are arrays of.
+///
+/// # Errors
+/// When an array cannot become its input.
+pub fn given_inputs_of(function: &Function, mut arrays: Arrays) -> Result<(Arrays, Vec<String>)> {
     let mut inputs = Arrays::new();
     for input in &function.inputs {
         let info = function.var(input.var);
         let ValueType::Tensor(ty) = &info.ty else { continue };
-        let Some(array) = arrays.remove(&info.name) else {
-            let there: Vec<&str> = arrays.keys().chain(inputs.keys()).map(String::as_str).collect();
-            let error = Error::new(format!("found no array `{}`, which function `{}` takes", info.name, function.name));
-            return Err(error.hint(format_args!("the file has: {}", there.join(", "))).into());
-        };
+        let Some(array) = arrays.remove(&info.name) else { continue };
         let array = converted(&array, ty.dtype).map_err(|e| e.at(format!("array `{}`", info.name)))?;
         inputs.insert(info.name.clone(), array);
     }

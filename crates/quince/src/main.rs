@@ -14,6 +14,7 @@ mod npz;
 mod options;
 mod output;
 mod stored;
+mod trace;
 mod units;
 mod validating;
 

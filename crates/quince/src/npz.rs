@@ -274,7 +274,10 @@ fn reverse_axes(tensor: &Tensor) -> Result<Tensor> {
 }
 
 /// The magic string, version and header of a tensor, padded so that the elements begin at a multiple of 64.
-fn header(tensor: &Tensor) -> Result<Vec<u8>> {
+///
+/// # Errors
+/// When it is of a type that numpy has not.
+pub fn header(tensor: &Tensor) -> Result<Vec<u8>> {
     let dtype = tensor.dtype();
     let Some((_, code)) = CODES.iter().find(|(known, _)| *known == dtype) else {
         bail!("found {dtype}, which numpy has not"; hint: "write safetensors, or convert with --compute-precision float32");

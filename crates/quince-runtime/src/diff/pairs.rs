@@ -5,7 +5,7 @@
 //! that only one of them has is passed over. Constants are not compared; what is computed from them is.
 
 use quince_mil::{Block, Dim, Function, Operation, Var};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{Hash, Hasher};
 
 /// The largest table of the alignment: operations of one times operations of the other. Beyond it only names count.
@@ -14,9 +14,9 @@ const MAX_CELLS: usize = 1 << 26;
 /// What a pair is worth, by how much is the same.
 const SAME_NAME: u32 = 6;
 const SAME_OPERATION: u32 = 4;
-/// The same name and sizes, computed by another operation: `conv` for `linear`. Names that end with a number say less:
-/// converters number what they find.
+/// The same name and sizes, computed by another operation: `conv` for `linear`.
 const OTHER_OPERATION: u32 = 5;
+/// That of a name which ends with a number.
 const OTHER_OPERATION_NUMBERED: u32 = 3;
 
 /// Which values of two functions are to be the same, by name.
@@ -32,11 +32,16 @@ struct Entry<'a> {
     dims: &'a [Dim],
     /// Equal for names that are equal but for what a conversion to another type appends.
     alias: u64,
+    /// Whether the other function has this name too, and it does not end with a number: converters number what they
+    /// find, so that those names say less.
+    is_shared: bool,
 }
 
 impl Pairs {
     pub fn of(first: &Function, second: &Function) -> Pairs {
-        let (a, b) = (entries(first), entries(second));
+        let (mut a, mut b) = (entries(first), entries(second));
+        share(&mut a, &b);
+        share(&mut b, &a);
         let mut pairs = Pairs::default();
         let alike = |a: &Entry, b: &Entry| a.name == b.name && a.kind == b.kind && fit(a, b);
         let head = a.iter().zip(&b).take_while(|(a, b)| alike(a, b)).count();
@@ -93,11 +98,19 @@ fn entries(function: &Function) -> Vec<Entry<'_>> {
     entries
 }
 
+/// Notes which names the other function has too.
+fn share(entries: &mut [Entry], others: &[Entry]) {
+    let names: HashSet<u64> = others.iter().map(|entry| entry.alias).collect();
+    for entry in entries {
+        entry.is_shared = !is_numbered(plain(entry.name)) && names.contains(&entry.alias);
+    }
+}
+
 fn collect<'a>(function: &'a Function, block: &'a Block, entries: &mut Vec<Entry<'a>>) {
     let entry = |var: &Var, kind: &'a str| {
         let info = function.var(*var);
         let dims = &info.ty.as_tensor()?.shape;
-        Some(Entry { name: &info.name, kind, dims, alias: hash(plain(&info.name)) })
+        Some(Entry { name: &info.name, kind, dims, alias: hash(plain(&info.name)), is_shared: false })
     };
     for operation in block.operations.iter().filter(|operation| !is_constant(operation)) {
         for block in &operation.blocks {
@@ -121,10 +134,11 @@ fn fit(a: &Entry, b: &Entry) -> bool {
 fn worth(a: &Entry, b: &Entry) -> u32 {
     let worth = match (a.kind == b.kind, a.alias == b.alias) {
         (true, true) => SAME_NAME,
-        (true, false) => SAME_OPERATION,
-        (false, true) if is_numbered(plain(a.name)) => OTHER_OPERATION_NUMBERED,
-        (false, true) => OTHER_OPERATION,
-        (false, false) => return 0,
+        // A name that both have is nobody else's.
+        (true, false) if !a.is_shared && !b.is_shared => SAME_OPERATION,
+        (false, true) if a.is_shared => OTHER_OPERATION,
+        (false, true) => OTHER_OPERATION_NUMBERED,
+        _ => return 0,
     };
     if fit(a, b) { worth } else { 0 }
 }

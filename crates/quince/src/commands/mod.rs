@@ -38,6 +38,7 @@ table! {
     perplexity: Perplexity;
     bench: Bench;
     predict: Predict;
+    diff: Diff;
     compress: Compress;
     print: Print;
     ops: Ops;
