@@ -469,8 +469,11 @@ unsafe fn lut_row<S: Simd>(lut: &Lut, row: usize, cols: usize, first: usize, val
         // Entries have 15 bits: a quarter of them has 13.
         *scale = 4.0 * table_scale;
         let start = start + block * BLOCK;
-        let packed =
-            if lut.nbits == 4 && start % 2 == 0 { lut.indices.get(start / 2..start / 2 + BLOCK / 2) } else { None };
+        let packed = if lut.nbits == 4 && start.is_multiple_of(2) {
+            lut.indices.get(start / 2..start / 2 + BLOCK / 2)
+        } else {
+            None
+        };
         // SAFETY: AVX2 is there.
         unsafe {
             match (packed, <&mut [i16; BLOCK]>::try_from(&mut *values)) {

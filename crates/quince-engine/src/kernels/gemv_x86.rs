@@ -7,6 +7,7 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 use super::dequantize::{load_floats, unpack};
+use super::gemv_avx512;
 use super::lut_tables::Planes;
 use super::quantize::{Order, Quantized};
 use super::simd::{Avx2, Simd};
@@ -17,6 +18,11 @@ use super::{Isa, SharedMut};
 pub(crate) fn order(isa: Isa, weight: &PackedWeight) -> Option<Order> {
     if !matches!(isa, Isa::Avx2 | Isa::Avx512) {
         return None;
+    }
+    if isa == Isa::Avx512
+        && let Some(order) = gemv_avx512::order(weight)
+    {
+        return Some(order);
     }
     let cols = weight.cols();
     match weight.encoding() {
@@ -47,10 +53,14 @@ pub(crate) struct Product<'a> {
 /// Computes the columns `rows` of the product.
 ///
 /// # Safety
-/// The processor has AVX2, FMA, F16C and BMI2; `product.x` has the order that [`order`] gives for its weight; no
+/// The processor has AVX2, FMA, F16C and BMI2, and AVX-512 if [`order`] was asked for it; `product.x` has the order that [`order`] gives for its weight; no
 /// other thread writes the same columns.
 #[target_feature(enable = "avx2,fma,f16c,bmi2")]
 pub(crate) unsafe fn multiply_rows(product: &Product, rows: Range<usize>) {
+    if let Order::Words { .. } = product.x.order {
+        // SAFETY: as the caller vouches: only AVX-512 has this order.
+        return unsafe { gemv_avx512::multiply_rows(product, rows) };
+    }
     let mut first = 0;
     while first < product.m {
         // SAFETY: as the caller vouches. The packed bytes come from the cache after the first time.
@@ -115,30 +125,41 @@ unsafe fn lut_rows<const NBITS: usize, const PIECES: usize, const PLANES: usize,
 ) {
     let (data, width) = (&lut.indices[..], product.weight.cols());
     let mut indices = [0u8; CHUNK];
-    for row in rows {
-        let (start, end) = (row * width, (row + 1) * width);
-        let mut walk = LutWalk::<PIECES, PLANES, M> { lut, row, sums: [_mm256_setzero_ps(); M], x };
-        // SAFETY: the activations have as many blocks as the row.
-        unsafe {
-            if 8 % NBITS == 0 {
-                walk.blocks(&data[start * NBITS / 8..end * NBITS / 8], 0);
-            } else {
-                for first in (start..end).step_by(CHUNK) {
-                    let indices = &mut indices[..CHUNK.min(end - first)];
-                    unpack::<Avx2>(data, first, NBITS, indices);
-                    walk.blocks(indices, first - row * width);
+    let by_row = lut.axis == GroupAxis::Rows;
+    // Rows that share a table follow each other: it is found once for all of them.
+    let mut row = rows.start;
+    while row < rows.end {
+        let (end, table) = if by_row { (row - row % lut.group + lut.group, row / lut.group) } else { (rows.end, 0) };
+        let (planes, scale) = lut.tables.integers(table);
+        // SAFETY: AVX2 is there.
+        let pieces = unsafe { Pieces::<PIECES>::load(planes) };
+        for row in row..end.min(rows.end) {
+            let (start, end) = (row * width, (row + 1) * width);
+            let mut walk = LutWalk::<PIECES, PLANES, M> { lut, pieces: &pieces, sums: [_mm256_setzero_ps(); M], x };
+            // SAFETY: the activations have as many blocks as the row.
+            unsafe {
+                if 8 % NBITS == 0 {
+                    walk.blocks(&data[start * NBITS / 8..end * NBITS / 8], 0);
+                } else {
+                    for first in (start..end).step_by(CHUNK) {
+                        let indices = &mut indices[..CHUNK.min(end - first)];
+                        unpack::<Avx2>(data, first, NBITS, indices);
+                        walk.blocks(indices, first - row * width);
+                    }
                 }
+                let scale = if by_row { scale } else { 1.0 };
+                store(row, walk.sums.map(|sum| Avx2(sum).reduce_add() * scale));
             }
-            let scale = if lut.axis == GroupAxis::Rows { lut.tables.integers(lut.table_of(row, 0)).1 } else { 1.0 };
-            store(row, walk.sums.map(|sum| Avx2(sum).reduce_add() * scale));
         }
+        row = end;
     }
 }
 
 /// A walk along a row of indices.
 struct LutWalk<'a, const PIECES: usize, const PLANES: usize, const M: usize> {
     lut: &'a Lut,
-    row: usize,
+    /// The table of the row, when it has only one.
+    pieces: &'a Pieces<PIECES>,
     sums: [__m256; M],
     x: &'a [(&'a [i16], &'a [f32]); M],
 }
@@ -154,17 +175,16 @@ impl<const PIECES: usize, const PLANES: usize, const M: usize> LutWalk<'_, PIECE
             let whole = bytes.len() / Self::BLOCK_BYTES;
             if self.lut.axis == GroupAxis::Rows {
                 // The scale of the only table is applied at the end.
-                let (planes, _) = self.lut.tables.integers(self.lut.table_of(self.row, 0));
-                let pieces = Pieces::<PIECES>::load(planes);
+                let pieces = self.pieces;
                 for block in 0..whole {
                     let p = bytes.as_ptr().add(block * Self::BLOCK_BYTES);
-                    self.block(&pieces, None, p, first_col / Self::BLOCK + block);
+                    self.block(pieces, None, p, first_col / Self::BLOCK + block);
                 }
-                self.rest(&pieces, None, &bytes[whole * Self::BLOCK_BYTES..], first_col / Self::BLOCK + whole);
+                self.rest(pieces, None, &bytes[whole * Self::BLOCK_BYTES..], first_col / Self::BLOCK + whole);
             } else {
                 for (block, bytes) in bytes.chunks(Self::BLOCK_BYTES).enumerate() {
                     let block = first_col / Self::BLOCK + block;
-                    let (planes, scale) = self.lut.tables.integers(self.lut.table_of(self.row, block * Self::BLOCK));
+                    let (planes, scale) = self.lut.tables.integers(self.lut.table_of(0, block * Self::BLOCK));
                     self.rest(&Pieces::<PIECES>::load(planes), Some(scale), bytes, block);
                 }
             }

@@ -11,6 +11,8 @@ mod gemm;
 mod gemm_x86;
 mod gemv;
 #[cfg(target_arch = "x86_64")]
+mod gemv_avx512;
+#[cfg(target_arch = "x86_64")]
 mod gemv_x86;
 mod isa;
 mod limits;

@@ -20,6 +20,11 @@ pub(crate) enum Order {
         /// Indices in a byte.
         planes: usize,
     },
+    /// The same groups as AVX-512 takes them apart: the first index of every byte, the second of every byte, ...
+    Words {
+        /// Indices in a byte.
+        planes: usize,
+    },
 }
 
 impl Order {
@@ -28,7 +33,7 @@ impl Order {
         match self {
             Order::Natural => 1,
             Order::Nibbles => 32,
-            Order::Bytes { planes } => 32 * planes,
+            Order::Bytes { planes } | Order::Words { planes } => 32 * planes,
         }
     }
 
@@ -43,6 +48,7 @@ impl Order {
                 let byte = lane % 8 + lane / 8 * 16 + half * 8;
                 byte * planes + plane
             }
+            Order::Words { planes } => at % 32 * planes + at / 32,
         }
     }
 
@@ -158,8 +164,9 @@ mod tests {
 
     #[test]
     fn every_order_is_a_permutation_that_keeps_values() {
-        let orders =
-            [Order::Natural, Order::Nibbles].into_iter().chain([1, 2, 4, 8].map(|planes| Order::Bytes { planes }));
+        let bytes = [1, 2, 4, 8].map(|planes| Order::Bytes { planes });
+        let words = [2, 4, 8].map(|planes| Order::Words { planes });
+        let orders = [Order::Natural, Order::Nibbles].into_iter().chain(bytes).chain(words);
         let x = Random::new(20).normal(2 * 600);
         for order in orders {
             let quantized = Quantized::new(&Pool::new(2), order, &x, 600);
