@@ -20,7 +20,8 @@ impl Op for Lstm {
          `bidirectional`, weight_ih: [4·H, I], weight_hh: [4·H, H], bias: [4·H], in the order of the gates input i, \
          forget f, output o, cell z; peephole: [3·H] for i, f, o. c = f · c + i · z, held within ±clip if given, and h = \
          o · activation(c). Results: h of all steps [S, B, D·H], or of the last one [1, B, D·H] unless \
-         `output_sequence`; the last h and the last c, [B, D·H]. Source: Hochreiter and Schmidhuber, 1997."
+         `output_sequence`, the last h and the last c, [B, D·H]. The steps are in the order of x, but where `direction` is \
+         `reverse` in the order they are made. Source: Hochreiter and Schmidhuber, 1997."
     }
 
     fn params(&self) -> &'static [Param] {
@@ -80,11 +81,13 @@ impl Op for Lstm {
             let layer = Layer::new(args, direction, hidden)?;
             for i in 0..steps {
                 let step = if direction.backwards { steps - 1 - i } else { i };
+                // Both directions together are in the order of x, one alone in the order of its steps.
+                let to = if directions.len() > 1 { step } else { i };
                 for row in 0..batch {
                     let x = &values[(step * batch + row) * inputs..][..inputs];
                     let at = row * width + d * hidden;
                     layer.step(&functions, x, &mut h[at..at + hidden], &mut c[at..at + hidden])?;
-                    all[step * batch * width + at..][..hidden].copy_from_slice(&h[at..at + hidden]);
+                    all[to * batch * width + at..][..hidden].copy_from_slice(&h[at..at + hidden]);
                 }
             }
         }
@@ -242,7 +245,7 @@ mod tests {
     const EXPECTED_H: [f64; 4] = [0.0637316584598589, 0.14213600324046424, 0.0345040996785511, 0.04968063212807445];
     const EXPECTED_C: [f64; 2] = [0.06537706682204314, 0.09698737796239598];
     const EXPECTED_REVERSE: [f64; 4] =
-        [0.07259445620513204, 0.12809653782751312, -0.01706619438031287, -4.3369104528728105e-09];
+        [-0.01706619438031287, -4.3369104528728105e-09, 0.07259445620513204, 0.12809653782751312];
 
     #[test]
     fn both_directions_need_both_weights() {

@@ -123,7 +123,7 @@ impl Op for AffineDequantize {
         const {
             &[
                 Param::new("quantized_data").constant().types(QUANTIZED),
-                Param::new("zero_point").constant().types(QUANTIZED),
+                Param::new("zero_point").constant().types(&[DType::U8, DType::I8, DType::F32]),
                 Param::new("scale").constant().types(FLOAT),
                 Param::new("axis").constant(),
             ]

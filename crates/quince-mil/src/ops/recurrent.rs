@@ -20,8 +20,8 @@ impl Op for Gru {
          input_bias: [3·H], in the order of the gates reset r, output o, update z. r and z are \
          recurrent_activation(Wᵢ·x + input_bias + Wₕ·h + bias), o = activation(Wᵢ·x + input_bias + Wₕ·(r · h) + bias), \
          with `reset_after` activation(Wᵢ·x + input_bias + r · (Wₕ·h + bias)); h becomes (1 - z) · o + z · h. Results: h of \
-         all steps [S, B, H], or of the last one [1, B, H] unless `output_sequence`; the last h, [B, H]. Source: Cho et \
-         al., 2014."
+         all steps in the order they are made (`direction` reverse begins with the last of x) [S, B, H], or of the last \
+         one [1, B, H] unless `output_sequence`; the last h, [B, H]. Source: Cho et al., 2014."
     }
 
     fn params(&self) -> &'static [Param] {
@@ -84,8 +84,9 @@ impl Op for Rnn {
 
     fn doc(&self) -> &'static str {
         "A recurrent layer: h becomes activation(weight_ih·x + weight_hh·h + bias). x: [S, B, I], initial_h: [B, H], \
-         weight_ih: [H, I], weight_hh: [H, H], bias: [H]. Results: h of all steps [S, B, H], or of the last one [1, B, H] \
-         unless `output_sequence`; the last h, [B, H]."
+         weight_ih: [H, I], weight_hh: [H, H], bias: [H]. Results: h of all steps in the order they are made (`direction` \
+         reverse begins with the last of x) [S, B, H], or of the last one [1, B, H] unless `output_sequence`; the last h, \
+         [B, H]."
     }
 
     fn params(&self) -> &'static [Param] {
@@ -189,10 +190,10 @@ fn run(args: &Args, hidden: usize, step: impl Fn(&[f64], &mut [f64])) -> Result<
     let mut all = filled(count(&[steps, batch, hidden])?, 0.0)?;
     let backwards = backwards(args)?;
     for i in 0..steps {
-        let i = if backwards { steps - 1 - i } else { i };
+        let from = if backwards { steps - 1 - i } else { i };
         for row in 0..batch {
             let h = &mut h[row * hidden..][..hidden];
-            step(&values[(i * batch + row) * inputs..][..inputs], h);
+            step(&values[(from * batch + row) * inputs..][..inputs], h);
             all[(i * batch + row) * hidden..][..hidden].copy_from_slice(h);
         }
     }
@@ -267,7 +268,7 @@ mod tests {
     }
 
     const GRU: [f64; 4] = [0.012951236956980298, 0.1681019807751914, 0.09760013037940539, 0.1383880550254126];
-    const GRU_REVERSE: [f64; 4] = [0.03396008806296574, 0.13871579222746716, 0.1364609259014406, 0.15616599210151763];
+    const GRU_REVERSE: [f64; 4] = [0.1364609259014406, 0.15616599210151763, 0.03396008806296574, 0.13871579222746716];
     const GRU_AFTER: [f64; 4] = [0.11057739002473449, 0.20281723535554166, 0.12490089438557149, 0.20788984165557006];
     const RNN: [f64; 4] = [-0.5783634261344963, -0.37994896990523175, 0.7338374391046117, 0.5685178101452256];
 
