@@ -8,8 +8,8 @@ use std::time::Instant;
 
 use half::f16;
 use quince_engine::kernels::{
-    Accuracy, Attention, Cache, CodeType, Floats, GroupAxis, Heads, HeadsMut, Kernels, Mask, PackedWeight, attention,
-    linear,
+    Accuracy, Attention, Cache, CodeType, Floats, GroupAxis, Heads, HeadsMut, Kernels, Mask, PackedWeight, Strides,
+    attention, linear,
 };
 use quince_tensor::Bytes;
 
@@ -134,11 +134,12 @@ impl Bench<'_> {
         let (heads, kv_heads, dim) = (32, 8, 64);
         let q = numbers(heads * rows * dim);
         let cache: Vec<f16> = numbers(kv_heads * positions * dim).into_iter().map(f16::from_f32).collect();
-        let cache = Cache::F16 { data: &cache, head_stride: positions * dim, position_stride: dim };
+        let cache = Cache::F16 { data: &cache, strides: Strides { batch: 0, head: positions * dim, row: dim } };
         let mut out = vec![0.0; heads * rows * dim];
         let ranges: Vec<_> = (0..rows).map(|row| 0..positions - rows + row + 1).collect();
         let seen: usize = ranges.iter().map(|range| range.len()).sum();
         let shape = Attention {
+            batch: 1,
             heads,
             kv_heads,
             rows,
@@ -154,8 +155,8 @@ impl Bench<'_> {
             _ => ((4 * heads * seen * dim) as f64, "GFLOP/s"),
         };
         self.time(&format!("attention {rows} x {positions}"), amount, unit, || {
-            let q = Heads { data: &q, head_stride: dim, row_stride: heads * dim };
-            let out = HeadsMut { data: &mut out, head_stride: dim, row_stride: heads * dim };
+            let strides = Strides { batch: 0, head: dim, row: heads * dim };
+            let (q, out) = (Heads { data: &q, strides }, HeadsMut { data: &mut out, strides });
             attention(&self.kernels, &shape, q, cache, cache, Mask::Ranges(&ranges), out);
         });
     }

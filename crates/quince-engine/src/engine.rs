@@ -1,11 +1,13 @@
 //! A program ready to run.
 
+use crate::batch;
 use crate::kernels::{self, Kernels};
 use crate::memory::{Memory, StateTensor};
 use crate::observe::{self, Observer, Plainly, Purpose, Watcher};
 use crate::plan_cache::{PlanCache, Strategy};
 use crate::planner::{self, Binding, Mode, Place, Plan};
-use crate::specialize::{Unplanned, specialize};
+use crate::repetition;
+use crate::specialize::{Specialized, Unplanned, specialize};
 use crate::strict::Marks;
 use crate::weights::WeightCache;
 use quince_mil::{DType, Error, Flexibility, Function, Program, Result, Tensor, ValueType, bail, eval};
@@ -141,6 +143,19 @@ impl Engine {
         observer: &mut dyn Observer,
     ) -> Result<Tensors> {
         let shapes = check_inputs(function, inputs)?;
+        self.run_shapes(function, shapes, inputs, state, purpose, observer)
+    }
+
+    /// Runs a function on inputs of shapes that need not be among those that it declares.
+    fn run_shapes(
+        &self,
+        function: &Function,
+        shapes: Vec<Vec<usize>>,
+        inputs: &Tensors,
+        state: &mut State,
+        purpose: Purpose,
+        observer: &mut dyn Observer,
+    ) -> Result<Tensors> {
         let number = self.program.functions.iter().position(|f| f.name == function.name).unwrap_or(0);
         let strategy =
             self.plans.get((number, shapes.clone(), purpose), || self.strategy(function, &shapes, purpose))?;
@@ -148,19 +163,29 @@ impl Engine {
         let outputs = match &*strategy {
             Strategy::Planned(plan) => self.planned(function, plan, inputs, state, observer)?,
             Strategy::Interpreted => self.interpreted(function, inputs, state, observer)?,
+            Strategy::Parts(items) => batch::in_parts(inputs, *items, |inputs| {
+                let shapes = shapes.iter().map(|shape| [&[inputs.1], &shape[1..]].concat()).collect();
+                self.run_shapes(function, shapes, &inputs.0, state, purpose, observer)
+            })?,
         };
         observe::show_states(function, state, observe::Moment::After, observer)?;
         Ok(outputs)
     }
 
     fn strategy(&self, function: &Function, shapes: &[Vec<usize>], purpose: Purpose) -> Result<Strategy> {
-        let specialized = match specialize(function, shapes) {
+        let mut specialized = match specialize(function, shapes) {
             Ok(specialized) => specialized,
             Err(Unplanned::Dynamic) => return Ok(Strategy::Interpreted),
             Err(Unplanned::Wrong(error)) => return Err(error),
         };
+        if purpose == Purpose::Results {
+            repetition::take_out(&mut specialized);
+        }
         let mode = Mode { precision: self.options.precision, purpose };
-        Ok(Strategy::Planned(planner::plan(&specialized, &self.weights, mode)?))
+        let plan = planner::plan(&specialized, &self.weights, mode)?;
+        let parts =
+            if purpose == Purpose::Results { items_at_a_time(&specialized, &plan, function, shapes) } else { None };
+        Ok(parts.map_or(Strategy::Planned(plan), Strategy::Parts))
     }
 
     fn planned(
@@ -223,6 +248,20 @@ impl Engine {
         }
         Ok(outputs)
     }
+}
+
+/// How many items of a batch are computed at a time, if not all: as many as the caches hold the values of.
+fn items_at_a_time(many: &Specialized, plan: &Plan, function: &Function, shapes: &[Vec<usize>]) -> Option<usize> {
+    /// Bytes of the values of a part. The second-level caches hold some of it, the third all, beside the weights.
+    const BYTES: usize = 8 << 20;
+    let items = *shapes.first()?.first()?;
+    let bytes = plan.buffers.iter().sum::<usize>().saturating_mul(size_of::<f32>());
+    let parts = bytes.div_ceil(BYTES).min(items);
+    let singles: Vec<Vec<usize>> =
+        shapes.iter().map(|shape| [&[1], shape.get(1..).unwrap_or_default()].concat()).collect();
+    let mut one = if parts > 1 { specialize(function, &singles).ok()? } else { return None };
+    repetition::take_out(&mut one);
+    batch::is_itemwise(many, &one, items).then(|| items.div_ceil(parts))
 }
 
 fn missing(name: &str) -> Error {

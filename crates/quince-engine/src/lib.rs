@@ -8,6 +8,7 @@
 //! Invariants: this crate opens no file, knows no model, and never trusts a program: sizes are checked before memory is
 //! taken, and whatever is wrong is an error that names the operation.
 
+mod batch;
 mod engine;
 mod fuse;
 #[cfg(test)]
@@ -18,6 +19,7 @@ mod observe;
 mod plan_cache;
 mod planner;
 mod range;
+mod repetition;
 mod specialize;
 mod steps;
 mod strict;

@@ -13,6 +13,8 @@ pub(crate) enum Strategy {
     Planned(Plan),
     /// Operation by operation, because sizes or branches depend on values.
     Interpreted,
+    /// So many items of the batch at a time, each part by its own plan.
+    Parts(usize),
 }
 
 /// Memory for a call: a vector for each buffer of a plan, at least as long as the plan wants it.

@@ -34,7 +34,7 @@ pub(crate) fn f32s(shape: &[usize]) -> ValueType {
 }
 
 /// Runs the calls one after the other both ways, compares every output, and gives the kinds of the plan's steps.
-fn check(function: Function, calls: &[eval::Tensors], tolerance: f32) -> Vec<&'static str> {
+pub(crate) fn check(function: Function, calls: &[eval::Tensors], tolerance: f32) -> Vec<&'static str> {
     let shapes: Vec<Vec<usize>> =
         function.inputs.iter().map(|i| function.ty(i.var).as_tensor().unwrap().dims().unwrap()).collect();
     let specialized = specialize(&function, &shapes).unwrap_or_else(|e| panic!("{e:?}"));

@@ -2,9 +2,13 @@
 //! lies between is then not computed, unless something else wants it. Precision casts are looked through, since the
 //! engine keeps floating point in `f32`.
 
+mod attention;
 mod gate;
+mod layer_norm;
 mod rms_norm;
 mod rotary;
+#[cfg(test)]
+mod tests;
 
 use crate::planner::Planner;
 use quince_mil::{Operation, Result, Tensor, Var};
@@ -21,7 +25,8 @@ pub(crate) struct Fused {
 pub(crate) type EmitFused = dyn FnOnce(&mut Planner, &Operation) -> Result<()>;
 
 /// The matchers, in the order they are tried.
-const MATCHERS: &[fn(&Planner, &Operation) -> Option<Fused>] = &[rms_norm::find, gate::find, rotary::find];
+const MATCHERS: &[fn(&Planner, &Operation) -> Option<Fused>] =
+    &[attention::find, layer_norm::find, rms_norm::find, gate::find, rotary::find];
 
 /// The pattern that ends with this operation.
 pub(crate) fn find(planner: &Planner, operation: &Operation) -> Option<Fused> {
@@ -46,6 +51,18 @@ impl<'a> Planner<'a> {
     pub(crate) fn producer_of(&self, var: Var, names: &[&str]) -> Option<&'a Operation> {
         let producer = self.defs.producer(self.uncast(var))?;
         names.contains(&producer.op_name()).then_some(producer)
+    }
+
+    /// Whether a variable that is computed is wanted by one operation only, and by nobody outside. Operations whose
+    /// results are known beforehand, such as `shape`, want nothing.
+    pub(crate) fn used_once(&self, var: Var) -> bool {
+        let wants = |index: &&usize| {
+            let outputs = &self.function.block.operations[**index].outputs;
+            outputs.is_empty() || outputs.iter().any(|&out| self.constant(out).is_none())
+        };
+        self.constant(var).is_none()
+            && self.defs.users(var).iter().filter(wants).count() == 1
+            && !self.defs.is_output(var)
     }
 
     /// Both arguments of a commutative operation, in either order: the one that `first` accepts with what it gives,

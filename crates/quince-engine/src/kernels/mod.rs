@@ -30,14 +30,14 @@ mod scratch;
 mod simd;
 mod weights;
 
-pub use attention::{Attention, Cache, Heads, HeadsMut, Mask, attention};
+pub use attention::{Added, Attention, Cache, Heads, HeadsMut, Mask, Strides, attention};
 pub use convert::{f16_to_f32, f32_to_f16};
 pub use dequantize::dequantize_row;
 pub use isa::Isa;
 pub use limits::{ArithmeticPeak, Limits, limits};
 pub use linear::{Accuracy, Linear, linear, linear_many};
 pub use matmul::{Rhs, matmul};
-pub use norm::{layer_norm, rms_norm, softmax};
+pub use norm::{layer_norm, rms_norm, softmax, sum_rows};
 pub use pointwise::{Binary, Unary, binary, silu_mul, unary};
 pub use pool::Pool;
 pub use rope::{RopeStyle, Rotary, rope};

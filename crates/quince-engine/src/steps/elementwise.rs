@@ -87,11 +87,11 @@ pub(super) fn binary(planner: &mut Planner, operation: &Operation) -> Result<boo
             let (a, b) = (m.get(&a), m.get(&b));
             match op {
                 Pair::Kernel(op) if same => kernels::binary(m.kernels, op, a, b, y),
-                Pair::Kernel(Binary::Add) => apply(&views, a, b, y, |a, b| a + b),
-                Pair::Kernel(Binary::Sub) => apply(&views, a, b, y, |a, b| a - b),
-                Pair::Kernel(Binary::Mul) => apply(&views, a, b, y, |a, b| a * b),
-                Pair::Kernel(Binary::Div) => apply(&views, a, b, y, |a, b| a / b),
-                Pair::Plain(f) => apply(&views, a, b, y, f),
+                Pair::Kernel(Binary::Add) => apply(m.kernels, &views, a, b, y, |a, b| a + b),
+                Pair::Kernel(Binary::Sub) => apply(m.kernels, &views, a, b, y, |a, b| a - b),
+                Pair::Kernel(Binary::Mul) => apply(m.kernels, &views, a, b, y, |a, b| a * b),
+                Pair::Kernel(Binary::Div) => apply(m.kernels, &views, a, b, y, |a, b| a / b),
+                Pair::Plain(f) => apply(m.kernels, &views, a, b, y, f),
             }
             Ok(())
         })
@@ -110,31 +110,36 @@ fn view(shape: &[usize], out: &[usize]) -> View {
 }
 
 /// `y = f(a, b)` where the views say how `a` and `b` repeat: row by row of the last axis.
-fn apply(views: &[View; 2], a: &[f32], b: &[f32], y: &mut [f32], f: impl Fn(f32, f32) -> f32) {
+fn apply(
+    kernels: &kernels::Kernels,
+    views: &[View; 2],
+    a: &[f32],
+    b: &[f32],
+    y: &mut [f32],
+    f: impl Fn(f32, f32) -> f32 + Sync,
+) {
     let rows = |view: &View| {
-        let (mut offsets, mut last) = (Vec::new(), (0, 0));
-        let inner = view.sizes.last().copied().unwrap_or(1);
-        let outer = View {
-            offset: 0,
-            sizes: view.sizes[..view.sizes.len().saturating_sub(1)].to_vec(),
-            strides: view.strides[..view.strides.len().saturating_sub(1)].to_vec(),
-        };
+        let mut offsets = Vec::new();
+        let (sizes, strides) = (&view.sizes, &view.strides);
+        let outer = sizes.len().saturating_sub(1);
+        let outer = View { offset: 0, sizes: sizes[..outer].to_vec(), strides: strides[..outer].to_vec() };
         outer.runs(|_, offset, len, stride| {
             offsets.extend((0..len as isize).map(|i| (offset + i * stride) as usize));
         });
-        last.0 = inner;
-        last.1 = view.strides.last().copied().unwrap_or(0);
-        (offsets, last)
+        (offsets, strides.last().copied().unwrap_or(0))
     };
-    let ((a_rows, (inner, a_step)), (b_rows, (_, b_step))) = (rows(&views[0]), rows(&views[1]));
-    for ((y, &i), &j) in y.chunks_exact_mut(inner.max(1)).zip(&a_rows).zip(&b_rows) {
-        match (a_step, b_step) {
-            (0, 0) => y.fill(f(a[i], b[j])),
-            (0, _) => y.iter_mut().zip(&b[j..j + inner]).for_each(|(y, b)| *y = f(a[i], *b)),
-            (_, 0) => y.iter_mut().zip(&a[i..i + inner]).for_each(|(y, a)| *y = f(*a, b[j])),
-            _ => y.iter_mut().zip(&a[i..i + inner]).zip(&b[j..j + inner]).for_each(|((y, a), b)| *y = f(*a, *b)),
+    let inner = views[0].sizes.last().copied().unwrap_or(1).max(1);
+    let ((a_rows, a_step), (b_rows, b_step)) = (rows(&views[0]), rows(&views[1]));
+    kernels.for_rows(y, inner, |first, y| {
+        for ((y, &i), &j) in y.chunks_exact_mut(inner).zip(&a_rows[first..]).zip(&b_rows[first..]) {
+            match (a_step, b_step) {
+                (0, 0) => y.fill(f(a[i], b[j])),
+                (0, _) => y.iter_mut().zip(&b[j..j + inner]).for_each(|(y, b)| *y = f(a[i], *b)),
+                (_, 0) => y.iter_mut().zip(&a[i..i + inner]).for_each(|(y, a)| *y = f(*a, b[j])),
+                _ => y.iter_mut().zip(&a[i..i + inner]).zip(&b[j..j + inner]).for_each(|((y, a), b)| *y = f(*a, *b)),
+            }
         }
-    }
+    });
 }
 
 /// `silu(gate) · up` as one step.

@@ -42,13 +42,18 @@ fn look_up(kernels: &kernels::Kernels, table: &PackedWeight, ids: &Tensor, y: &m
     if width == 0 {
         return Ok(());
     }
-    for (id, row) in ids.to_i64()?.into_iter().zip(y.chunks_exact_mut(width)) {
+    let mut indices = Vec::with_capacity(ids.len());
+    for id in ids.to_i64()? {
         // A negative index counts from the end, as in NumPy.
-        let index = if id < 0 { id + table.rows() as i64 } else { id };
-        match usize::try_from(index) {
-            Ok(index) if index < table.rows() => kernels::dequantize_row(kernels, table, index, 0, row),
+        match usize::try_from(if id < 0 { id + table.rows() as i64 } else { id }) {
+            Ok(index) if index < table.rows() => indices.push(index),
             _ => bail!("found the index {id}, expected one below {}", table.rows()),
         }
     }
+    kernels.for_rows(y, width, |first, rows| {
+        for (&index, row) in indices[first..].iter().zip(rows.chunks_exact_mut(width)) {
+            kernels::dequantize_row(kernels, table, index, 0, row);
+        }
+    });
     Ok(())
 }

@@ -2,11 +2,14 @@
 
 use std::ops::Range;
 
+use super::super::SharedMut;
 use super::super::simd::Simd;
-use super::{Attention, Cache, Heads, Mask, Ranges};
+use super::{Attention, Cache, Heads, Mask, Ranges, Strides};
 
 /// Positions that are taken at a time: their keys and values, as f32, fit the first-level cache beside the queries.
 const KEYS: usize = 64;
+/// What positions and values are padded to: whole tiles of every instruction set.
+const TILE: usize = 32;
 
 /// Everything that tasks share.
 pub(super) struct Problem<'a> {
@@ -16,142 +19,252 @@ pub(super) struct Problem<'a> {
     pub(super) v: Cache<'a>,
     pub(super) mask: Mask<'a>,
     pub(super) ranges: &'a Ranges,
+    pub(super) out: &'a SharedMut<f32>,
+    /// Where the rows of `out` begin.
+    pub(super) strides: Strides,
+}
+
+/// Some rows of the heads that share a key head of a batch.
+pub(super) struct Piece {
+    pub(super) batch: usize,
+    pub(super) kv_head: usize,
+    pub(super) rows: Range<usize>,
+}
+
+/// Where the result goes.
+pub(super) enum Target<'a> {
+    /// To the rows of the output: the task sees all positions.
+    Out,
+    /// For each row of each head in turn: the largest score, the sum of weights relative to it, and the weighted sum of
+    /// values.
+    Part(&'a mut [f32]),
+}
+
+impl Piece {
+    /// The head and the row of a number below heads · rows: the rows of a head follow each other.
+    pub(super) fn place(&self, a: &Attention, at: usize) -> (usize, usize) {
+        (self.kv_head * a.group() + at / self.rows.len(), self.rows.start + at % self.rows.len())
+    }
 }
 
 impl Problem<'_> {
-    /// Scratch numbers that a task of `rows` rows of each head needs.
-    pub(super) fn scratch_len(&self, rows: usize) -> usize {
+    /// Scratch numbers that a task of `rows` rows of each head and at most `keys` positions needs.
+    pub(super) fn scratch_len(&self, rows: usize, keys: usize) -> usize {
         let a = self.attention;
-        let (rows, dim) = (rows * a.heads / a.kv_heads, a.dim.next_multiple_of(16));
-        let width = a.value_dim.next_multiple_of(32);
-        KEYS * (2 * dim + width + rows) + rows * (dim + width) + 16 * 8
+        let (rows, dim, keys) = (rows * a.group(), a.dim.next_multiple_of(16), block_keys(keys));
+        let width = a.value_dim.next_multiple_of(TILE);
+        keys * (2 * dim + width + rows) + rows * (dim + width + 2)
     }
+}
+
+/// Positions of a block when there are `keys`.
+fn block_keys(keys: usize) -> usize {
+    KEYS.min(keys.next_multiple_of(TILE))
 }
 
 /// The parts of the scratch memory.
 struct Work<'a> {
     /// `[rows, dim]`: the queries, scaled.
     queries: &'a mut [f32],
-    /// `[KEYS, padded dim]`: a block of keys.
+    /// `[block, padded dim]`: a block of keys.
     keys: &'a mut [f32],
-    /// `[padded dim, KEYS]`: the same, transposed.
+    /// `[padded dim, block]`: the same, transposed.
     panel: &'a mut [f32],
-    /// `[KEYS, width]`: a block of values.
+    /// `[block, width]`: a block of values.
     values: &'a mut [f32],
-    /// `[rows, KEYS]`: scores, then weights.
+    /// `[rows, block]`: scores, then weights.
     weights: &'a mut [f32],
     /// `[rows, width]`: weighted sums of values.
     sums: &'a mut [f32],
+    /// `[rows, 2]`: the largest score so far, and the sum of weights relative to it.
+    totals: &'a mut [f32],
+    /// Positions of a block.
+    block: usize,
     /// Columns of `values` and `sums`: the values' dimension, padded to whole tiles.
     width: usize,
 }
 
 impl<'a> Work<'a> {
-    fn new(a: &Attention, rows: usize, scratch: &'a mut [f32]) -> Work<'a> {
-        let (dim, width) = (a.dim.next_multiple_of(16), a.value_dim.next_multiple_of(32));
+    fn new(a: &Attention, rows: usize, keys: usize, scratch: &'a mut [f32]) -> Work<'a> {
+        let (dim, width, block) = (a.dim.next_multiple_of(16), a.value_dim.next_multiple_of(TILE), block_keys(keys));
         let (queries, rest) = scratch.split_at_mut(rows * dim);
-        let (keys, rest) = rest.split_at_mut(KEYS * dim);
-        let (panel, rest) = rest.split_at_mut(KEYS * dim);
-        let (values, rest) = rest.split_at_mut(KEYS * width);
-        let (weights, rest) = rest.split_at_mut(rows * KEYS);
-        let (sums, _) = rest.split_at_mut(rows * width);
-        keys.fill(0.0);
-        values.fill(0.0);
+        let (keys, rest) = rest.split_at_mut(block * dim);
+        let (panel, rest) = rest.split_at_mut(block * dim);
+        let (values, rest) = rest.split_at_mut(block * width);
+        let (weights, rest) = rest.split_at_mut(rows * block);
+        let (sums, rest) = rest.split_at_mut(rows * width);
+        let (totals, _) = rest.split_at_mut(rows * 2);
+        if dim > a.dim {
+            keys.fill(0.0);
+        }
+        if width > a.value_dim {
+            values.fill(0.0);
+        }
         sums.fill(0.0);
-        Work { queries, keys, panel, values, weights, sums, width }
-    }
-}
-
-/// Attends to the positions `keys` for `rows` of each head of `kv_head`; for each row of each head in turn, `state`
-/// receives the largest score, the sum of weights relative to it, and the weighted sum of values.
-///
-/// # Safety
-/// The processor has the instructions of `S`; every position of a range is inside the caches.
-#[inline(always)]
-pub(super) unsafe fn attend_generic<S: Simd>(
-    problem: &Problem,
-    kv_head: usize,
-    rows: Range<usize>,
-    keys: Range<usize>,
-    scratch: &mut [f32],
-    state: &mut [f32],
-) {
-    let a = problem.attention;
-    let (group, count) = (a.heads / a.kv_heads, rows.len() * (a.heads / a.kv_heads));
-    let mut work = Work::new(a, count, scratch);
-    let place = |at: usize| (kv_head * group + at / rows.len(), rows.start + at % rows.len());
-    let entry = a.value_dim + 2;
-    let (mut first, mut end) = (usize::MAX, 0);
-    for at in 0..count {
-        let (head, row) = place(at);
-        let seen = problem.ranges.of(head, row);
-        let seen = seen.start.max(keys.start)..seen.end.min(keys.end);
-        if !seen.is_empty() {
-            (first, end) = (first.min(seen.start), end.max(seen.end));
-        }
-        let query = &problem.q.data[head * problem.q.head_stride + row * problem.q.row_stride..][..a.dim];
-        work.queries[at * a.dim..][..a.dim].iter_mut().zip(query).for_each(|(out, x)| *out = x * a.scale);
-        state[at * entry..][..2].copy_from_slice(&[f32::NEG_INFINITY, 0.0]);
-    }
-    for start in (first.min(end)..end).step_by(KEYS) {
-        let block = start..end.min(start + KEYS);
-        // SAFETY: the block lies inside the ranges of the rows.
-        unsafe {
-            load_block::<S>(problem, kv_head, block.clone(), &mut work);
-            products::<S>(work.queries, a.dim, a.dim, count, work.panel, KEYS, |at, col, sum: S| {
-                sum.store(work.weights.as_mut_ptr().add(at * KEYS + col));
-            });
-            for at in 0..count {
-                let weights = &mut work.weights[at * KEYS..(at + 1) * KEYS];
-                let sums = &mut work.sums[at * work.width..(at + 1) * work.width];
-                weigh::<S>(problem, place(at), block.clone(), weights, &mut state[at * entry..][..2], sums);
-            }
-            let (sums, width) = (work.sums.as_mut_ptr(), work.width);
-            products::<S>(work.weights, KEYS, block.len(), count, work.values, width, |at, col, sum: S| {
-                let p = sums.add(at * width + col);
-                S::load(p).add(sum).store(p);
-            });
-        }
-    }
-    for at in 0..count {
-        state[at * entry + 2..][..a.value_dim].copy_from_slice(&work.sums[at * work.width..][..a.value_dim]);
+        totals.chunks_exact_mut(2).for_each(|total| total.copy_from_slice(&[f32::NEG_INFINITY, 0.0]));
+        Work { queries, keys, panel, values, weights, sums, totals, block, width }
     }
 }
 
 // SAFETY of the functions below: the caller vouches for the instructions of `S` and for the positions; slices are
 // checked where they are cut.
 
+/// Attends to the positions `keys` for the rows of a piece.
+///
+/// # Safety
+/// The processor has the instructions of `S`; every position of a range is inside the caches; rows of the output do not
+/// overlap, and those of the piece belong to this task.
+#[inline(always)]
+pub(super) unsafe fn attend_generic<S: Simd>(
+    problem: &Problem,
+    piece: &Piece,
+    keys: Range<usize>,
+    scratch: &mut [f32],
+    target: Target,
+) {
+    let a = problem.attention;
+    let (group, rows) = (a.group(), piece.rows.len());
+    let mut work = Work::new(a, group * rows, keys.len(), scratch);
+    let seen = |at: usize| {
+        let (head, row) = piece.place(a, at);
+        let seen = problem.ranges.of(piece.batch, head, row);
+        seen.start.max(keys.start)..seen.end.min(keys.end)
+    };
+    let (mut first, mut end) = (usize::MAX, 0);
+    for at in 0..group * rows {
+        let (head, row) = piece.place(a, at);
+        let seen = seen(at);
+        if !seen.is_empty() {
+            (first, end) = (first.min(seen.start), end.max(seen.end));
+        }
+        let query = &problem.q.data[problem.q.strides.place(piece.batch, head, row)..][..a.dim];
+        work.queries[at * a.dim..][..a.dim].iter_mut().zip(query).for_each(|(out, x)| *out = x * a.scale);
+    }
+    for start in (first.min(end)..end).step_by(KEYS) {
+        let block = start..end.min(start + KEYS);
+        // SAFETY: the block lies inside the ranges of the rows.
+        unsafe {
+            load_block::<S>(problem, piece, block.clone(), &mut work);
+            for first in (0..group * rows).step_by(rows) {
+                // Rows that see nothing of the block, as the first ones of a causal mask, are left out.
+                let sees = |at: &usize| {
+                    let seen = seen(*at);
+                    seen.start < block.end && seen.end > block.start && !seen.is_empty()
+                };
+                let some = (first..first + rows).find(sees);
+                let last = (first..first + rows).rfind(sees);
+                if let (Some(first), Some(last)) = (some, last) {
+                    attend_block::<S>(problem, piece, block.clone(), first..last + 1, &mut work);
+                }
+            }
+        }
+    }
+    match target {
+        Target::Part(state) => {
+            for (at, state) in state.chunks_exact_mut(a.value_dim + 2).enumerate().take(group * rows) {
+                state[..2].copy_from_slice(&work.totals[2 * at..2 * at + 2]);
+                state[2..].copy_from_slice(&work.sums[at * work.width..][..a.value_dim]);
+            }
+        }
+        // SAFETY: the rows belong to this task.
+        Target::Out => unsafe { finish(problem, piece, &work) },
+    }
+}
+
+/// Scores, weights and weighted values of the rows `rows` (numbers of [`Piece::place`]) over a block that is loaded.
+#[inline(always)]
+unsafe fn attend_block<S: Simd>(
+    problem: &Problem,
+    piece: &Piece,
+    block: Range<usize>,
+    rows: Range<usize>,
+    work: &mut Work,
+) {
+    let a = problem.attention;
+    let (stride, width) = (work.block, work.width);
+    let cols = block.len().next_multiple_of(2 * S::LANES);
+    unsafe {
+        let weights = work.weights[rows.start * stride..rows.end * stride].as_mut_ptr();
+        let queries = &work.queries[rows.start * a.dim..rows.end * a.dim];
+        products::<S>(
+            Left { data: queries, stride: a.dim, depth: a.dim, rows: rows.len() },
+            Right { data: work.panel, stride, cols },
+            #[inline(always)]
+            |at, col, sum: S| sum.store(weights.add(at * stride + col)),
+        );
+        for at in rows.clone() {
+            let weights = &mut work.weights[at * stride..][..cols];
+            let sums = &mut work.sums[at * width..(at + 1) * width];
+            weigh::<S>(problem, piece, at, block.clone(), weights, &mut work.totals[2 * at..2 * at + 2], sums);
+        }
+        let sums = work.sums[rows.start * width..rows.end * width].as_mut_ptr();
+        let weights = &work.weights[rows.start * stride..rows.end * stride];
+        products::<S>(
+            Left { data: weights, stride, depth: block.len(), rows: rows.len() },
+            Right { data: work.values, stride: width, cols: width },
+            #[inline(always)]
+            |at, col, sum: S| {
+                let p = sums.add(at * width + col);
+                S::load(p).add(sum).store(p);
+            },
+        );
+    }
+}
+
+/// Divides the weighted sums by the sums of weights.
+#[inline(always)]
+unsafe fn finish(problem: &Problem, piece: &Piece, work: &Work) {
+    let a = problem.attention;
+    for (at, total) in work.totals.chunks_exact(2).enumerate() {
+        let (head, row) = piece.place(a, at);
+        let sink = a.sinks.map_or(f32::NEG_INFINITY, |sinks| sinks[head]);
+        let max = total[0].max(sink);
+        // SAFETY: the rows belong to this task.
+        let out = unsafe { problem.out.slice(problem.strides.place(piece.batch, head, row), a.value_dim) };
+        if max == f32::NEG_INFINITY {
+            out.fill(0.0);
+            continue;
+        }
+        let keep = if total[0] == max { 1.0 } else { (total[0] - max).exp() };
+        let scale = keep / (total[1] * keep + (sink - max).exp());
+        let sums = &work.sums[at * work.width..][..a.value_dim];
+        out.iter_mut().zip(sums).for_each(|(out, sum)| *out = sum * scale);
+    }
+}
+
 /// Widens a block of keys and values to f32 and transposes the keys; keys that are missing become zero.
 #[inline(always)]
-unsafe fn load_block<S: Simd>(problem: &Problem, kv_head: usize, block: Range<usize>, work: &mut Work) {
+unsafe fn load_block<S: Simd>(problem: &Problem, piece: &Piece, block: Range<usize>, work: &mut Work) {
     let a = problem.attention;
     let padded = a.dim.next_multiple_of(16);
     unsafe {
         for (i, position) in block.clone().enumerate() {
-            load_row::<S>(&problem.k, kv_head, position, &mut work.keys[i * padded..][..a.dim]);
-            load_row::<S>(&problem.v, kv_head, position, &mut work.values[i * work.width..][..a.value_dim]);
+            load_row::<S>(&problem.k, piece, position, &mut work.keys[i * padded..][..a.dim]);
+            load_row::<S>(&problem.v, piece, position, &mut work.values[i * work.width..][..a.value_dim]);
         }
-        work.keys[block.len() * padded..].fill(0.0);
-        for i in (0..KEYS).step_by(8) {
+        let cols = block.len().next_multiple_of(2 * S::LANES);
+        work.keys[block.len() * padded..cols * padded].fill(0.0);
+        assert!(cols <= work.block && cols * padded <= work.keys.len());
+        for i in (0..cols).step_by(8) {
             for k in (0..a.dim).step_by(8) {
-                let (from, to) = (work.keys.as_ptr().add(i * padded + k), work.panel.as_mut_ptr().add(k * KEYS + i));
-                S::transpose8(from, padded, to, KEYS);
+                let to = work.panel.as_mut_ptr().add(k * work.block + i);
+                S::transpose8(work.keys.as_ptr().add(i * padded + k), padded, to, work.block);
             }
         }
     }
 }
 
 #[inline(always)]
-unsafe fn load_row<S: Simd>(cache: &Cache, head: usize, position: usize, out: &mut [f32]) {
+unsafe fn load_row<S: Simd>(cache: &Cache, piece: &Piece, position: usize, out: &mut [f32]) {
     let (n, mut i) = (out.len(), 0);
     let out = out.as_mut_ptr();
     match *cache {
-        Cache::F32 { data, head_stride, position_stride } => {
-            let row = &data[head * head_stride + position * position_stride..][..n];
+        Cache::F32 { data, strides } => {
+            let row = &data[strides.place(piece.batch, piece.kv_head, position)..][..n];
             unsafe { std::ptr::copy_nonoverlapping(row.as_ptr(), out, n) };
         }
-        Cache::F16 { data, head_stride, position_stride } => {
-            let row = &data[head * head_stride + position * position_stride..][..n];
+        Cache::F16 { data, strides } => {
+            let row = &data[strides.place(piece.batch, piece.kv_head, position)..][..n];
             while i < n {
                 let count = S::LANES.min(n - i);
                 unsafe {
@@ -163,17 +276,20 @@ unsafe fn load_row<S: Simd>(cache: &Cache, head: usize, position: usize, out: &m
     }
 }
 
-/// Turns a row's scores into weights relative to the running maximum, and rescales what was summed so far.
+/// Turns a row's scores, padded to whole vectors, into weights relative to the running maximum, and rescales what was
+/// summed so far.
 #[inline(always)]
 unsafe fn weigh<S: Simd>(
     problem: &Problem,
-    (head, row): (usize, usize),
+    piece: &Piece,
+    at: usize,
     block: Range<usize>,
     weights: &mut [f32],
-    state: &mut [f32],
+    total: &mut [f32],
     sums: &mut [f32],
 ) {
-    let seen = problem.ranges.of(head, row);
+    let (head, row) = piece.place(problem.attention, at);
+    let seen = problem.ranges.of(piece.batch, head, row);
     let start = seen.start.clamp(block.start, block.end) - block.start;
     let end = (seen.end.clamp(block.start, block.end) - block.start).max(start);
     weights[..start].fill(f32::NEG_INFINITY);
@@ -184,34 +300,36 @@ unsafe fn weigh<S: Simd>(
     }
     match problem.mask {
         Mask::Ranges(_) => {}
-        Mask::Additive { data, head_stride, row_stride } => {
-            let entries = &data[head * head_stride + row * row_stride + block.start + start..];
-            scores.iter_mut().zip(entries).for_each(|(score, entry)| *score += entry);
+        Mask::Additive(masks) => {
+            for mask in masks {
+                let entries = &mask.entries([piece.batch, head, row])[block.start + start..];
+                scores.iter_mut().zip(entries).for_each(|(score, entry)| *score += entry);
+            }
         }
-        Mask::Bool { data, head_stride, row_stride } => {
-            let entries = &data[head * head_stride + row * row_stride + block.start + start..];
+        Mask::Bool { data, strides } => {
+            let entries = &data[strides.place(piece.batch, head, row) + block.start + start..];
             let hidden = scores.iter_mut().zip(entries).filter(|(_, seen)| !**seen);
             hidden.for_each(|(score, _)| *score = f32::NEG_INFINITY);
         }
     }
     unsafe {
         let mut max = S::splat(f32::NEG_INFINITY);
-        for i in (0..KEYS).step_by(S::LANES) {
+        for i in (0..weights.len()).step_by(S::LANES) {
             max = S::load(weights.as_ptr().add(i)).max(max);
         }
-        let (before, max) = (state[0], max.reduce_max().max(state[0]));
+        let (before, max) = (total[0], max.reduce_max().max(total[0]));
         if max == f32::NEG_INFINITY {
             return weights.fill(0.0);
         }
-        let (mut total, max_v) = (S::splat(0.0), S::splat(max));
-        for i in (0..KEYS).step_by(S::LANES) {
+        let (mut sum, max_v) = (S::splat(0.0), S::splat(max));
+        for i in (0..weights.len()).step_by(S::LANES) {
             let p = weights.as_mut_ptr().add(i);
             let weight = S::load(p).sub(max_v).exp();
             weight.store(p);
-            total = total.add(weight);
+            sum = sum.add(weight);
         }
         let keep = if before == max { 1.0 } else { (before - max).exp() };
-        state.copy_from_slice(&[max, state[1] * keep + total.reduce_add()]);
+        total.copy_from_slice(&[max, total[1] * keep + sum.reduce_add()]);
         if keep != 1.0 {
             sums.iter_mut().for_each(|sum| *sum *= keep);
         }
@@ -233,32 +351,40 @@ unsafe fn soft_cap<S: Simd>(scores: &mut [f32], cap: f32) {
     }
 }
 
-/// Gives `store` the products of `count` rows of `left` (`stride` apart, `depth` used) with the columns of `right`.
-#[inline(always)]
-unsafe fn products<S: Simd>(
-    left: &[f32],
+/// Rows that are multiplied: `depth` elements each, `stride` apart.
+struct Left<'a> {
+    data: &'a [f32],
     stride: usize,
     depth: usize,
-    count: usize,
-    right: &[f32],
-    width: usize,
-    mut store: impl FnMut(usize, usize, S),
-) {
-    assert!(left.len() >= (count - 1) * stride + depth && right.len() >= depth * width);
-    for col in (0..width).step_by(2 * S::LANES) {
+    rows: usize,
+}
+
+/// `[depth, cols]`, rows `stride` apart; `cols` are whole tiles.
+struct Right<'a> {
+    data: &'a [f32],
+    stride: usize,
+    cols: usize,
+}
+
+/// Gives `store` the products of the rows of `left` with the columns of `right`: a row, a column, and a vector of
+/// products from there.
+#[inline(always)]
+unsafe fn products<S: Simd>(left: Left, right: Right, mut store: impl FnMut(usize, usize, S)) {
+    assert!(left.data.len() >= (left.rows - 1) * left.stride + left.depth);
+    assert!(left.depth == 0 || right.data.len() >= (left.depth - 1) * right.stride + right.cols);
+    assert!(right.cols.is_multiple_of(2 * S::LANES));
+    for col in (0..right.cols).step_by(2 * S::LANES) {
         let mut at = 0;
-        while at < count {
-            // SAFETY: the assertion above, for the rows and columns of the tile.
+        while at < left.rows {
+            // SAFETY: the assertions above, for the rows and columns of the tile.
             unsafe {
-                let (a, b) = (left.as_ptr().add(at * stride), right.as_ptr().add(col));
-                let mut put = |i, half, sum| store(at + i, col + half * S::LANES, sum);
-                at += match count - at {
-                    1 => tile::<S, 1>(a, stride, depth, b, width, &mut put),
-                    2 => tile::<S, 2>(a, stride, depth, b, width, &mut put),
-                    3 => tile::<S, 3>(a, stride, depth, b, width, &mut put),
-                    4 => tile::<S, 4>(a, stride, depth, b, width, &mut put),
-                    5 => tile::<S, 5>(a, stride, depth, b, width, &mut put),
-                    _ => tile::<S, 6>(a, stride, depth, b, width, &mut put),
+                at += match left.rows - at {
+                    1 => tile::<S, 1>(&left, &right, at, col, &mut store),
+                    2 => tile::<S, 2>(&left, &right, at, col, &mut store),
+                    3 => tile::<S, 3>(&left, &right, at, col, &mut store),
+                    4 => tile::<S, 4>(&left, &right, at, col, &mut store),
+                    5 => tile::<S, 5>(&left, &right, at, col, &mut store),
+                    _ => tile::<S, 6>(&left, &right, at, col, &mut store),
                 };
             }
         }
@@ -268,26 +394,26 @@ unsafe fn products<S: Simd>(
 /// Products of `ROWS` rows with two vectors of columns; returns `ROWS`.
 #[inline(always)]
 unsafe fn tile<S: Simd, const ROWS: usize>(
-    a: *const f32,
-    stride: usize,
-    depth: usize,
-    b: *const f32,
-    width: usize,
-    put: &mut impl FnMut(usize, usize, S),
+    left: &Left,
+    right: &Right,
+    row: usize,
+    col: usize,
+    store: &mut impl FnMut(usize, usize, S),
 ) -> usize {
     unsafe {
+        let (a, b) = (left.data.as_ptr().add(row * left.stride), right.data.as_ptr().add(col));
         let mut sums = [[S::splat(0.0); 2]; ROWS];
-        for k in 0..depth {
-            let (b0, b1) = (S::load(b.add(k * width)), S::load(b.add(k * width + S::LANES)));
+        for k in 0..left.depth {
+            let (b0, b1) = (S::load(b.add(k * right.stride)), S::load(b.add(k * right.stride + S::LANES)));
             for (i, sums) in sums.iter_mut().enumerate() {
-                let x = S::splat(*a.add(i * stride + k));
+                let x = S::splat(*a.add(i * left.stride + k));
                 sums[0] = x.mul_add(b0, sums[0]);
                 sums[1] = x.mul_add(b1, sums[1]);
             }
         }
         for (i, [first, second]) in sums.into_iter().enumerate() {
-            put(i, 0, first);
-            put(i, 1, second);
+            store(row + i, col, first);
+            store(row + i, col + S::LANES, second);
         }
     }
     ROWS
