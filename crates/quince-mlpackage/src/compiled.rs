@@ -5,13 +5,14 @@
 //!   model.mil            the program as MIL text; large values are references into weights
 //!   weights/weight.bin   as in a package
 //!   metadata.json        the interface, the metadata and the specification version: [`schema`]
-//!   coremldata.bin       the interface and the metadata again, as a message in a container without documentation
+//!   coremldata.bin       the interface and the metadata again, as a message: [`data`]
 //!   analytics/           names and hashes for Apple's tools
 //! ```
 //!
-//! `coremldata.bin` is not read. The one thing that is there alone is the value of an optional input that the caller
-//! leaves out; everything else is in the two texts, which are what Apple's own tools show.
+//! What a model is comes from the two texts, which are what Apple's own tools show; `coremldata.bin` is asked only for
+//! the default values of optional inputs, which nothing else has.
 
+mod data;
 mod schema;
 
 use std::cell::RefCell;
@@ -26,6 +27,7 @@ use crate::interface;
 use crate::package::{MAX_MODEL, Origin, Package, read_file};
 use crate::proto::model::{FeatureDescription, ModelDescription};
 use crate::read::Blobs;
+use data::{Defaults, MAX_DATA};
 use schema::Schema;
 
 /// The program of a compiled model.
@@ -55,13 +57,17 @@ pub fn read(directory: &Path) -> Result<Package> {
     let text = std::str::from_utf8(&bytes)
         .map_err(|e| wrong(&file, format!("byte {}", e.valid_up_to()), "found bytes that are no UTF-8 text"))?;
     let metadata = directory.join(METADATA);
-    let schema = match metadata.is_file() {
+    let mut schema = match metadata.is_file() {
         true => {
             let json = read_file(&metadata, "metadata", MAX_METADATA)?;
             Schema::parse(&json).map_err(|e| e.at(metadata.display()))?
         }
         false => Schema::default(),
     };
+    let data = directory.join(DATA);
+    if schema.has_optional_inputs() && data.is_file() {
+        schema.set_defaults(&Defaults::parse(&read_file(&data, "data", MAX_DATA)?));
+    }
     from_texts(text, schema, &file).map_err(|e| e.at(file.display()))
 }
 

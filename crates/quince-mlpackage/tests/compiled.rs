@@ -173,6 +173,9 @@ fn what_is_wrong_is_named() {
         let found = refused(PROGRAM, &METADATA.replace(from, to));
         assert!(found.contains(expected), "{from}: {found}");
     }
+    // A model without optional inputs is not asked for their values.
+    fs::write(compiled(dir.path(), PROGRAM, METADATA).join("coremldata.bin"), "damaged").unwrap();
+    assert!(Package::read(&dir.path().join("model.mlmodelc")).is_ok());
     let data = dir.path().join("net.mlmodelc");
     fs::create_dir(&data).unwrap();
     fs::write(data.join("coremldata.bin"), "x").unwrap();

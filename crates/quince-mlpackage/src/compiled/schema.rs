@@ -9,6 +9,8 @@ use quince_tensor::{Error, Result, bail};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+use super::data::Defaults;
+
 use crate::proto::feature::array_feature_type::{self as array, ShapeFlexibility};
 use crate::proto::feature::dictionary_feature_type::KeyType;
 use crate::proto::feature::image_feature_type::{self as image, SizeFlexibility};
@@ -121,6 +123,34 @@ impl Schema {
         let is_updatable = model.is_updatable == "1";
         Ok(Schema { specification_version: model.specification_version, is_updatable, description, metadata })
     }
+}
+
+impl Schema {
+    /// Whether a caller may leave out an input.
+    pub fn has_optional_inputs(&self) -> bool {
+        let functions = self.description.functions.iter().flat_map(|f| &f.input);
+        self.description.input.iter().chain(functions).any(is_optional)
+    }
+
+    /// Gives optional inputs their default values.
+    pub fn set_defaults(&mut self, defaults: &Defaults) {
+        fn set(inputs: &mut [FeatureDescription], function: Option<&str>, defaults: &Defaults) {
+            for input in inputs.iter_mut().filter(|input| is_optional(input)) {
+                let value = defaults.of(function, &input.name);
+                if let Some(kind::Type::MultiArray(array)) = input.r#type.as_mut().and_then(|t| t.r#type.as_mut()) {
+                    array.default_optional_value = value;
+                }
+            }
+        }
+        set(&mut self.description.input, None, defaults);
+        for function in &mut self.description.functions {
+            set(&mut function.input, Some(&function.name), defaults);
+        }
+    }
+}
+
+fn is_optional(feature: &FeatureDescription) -> bool {
+    feature.r#type.as_ref().is_some_and(|ty| ty.is_optional)
 }
 
 impl FunctionJson {
