@@ -66,7 +66,9 @@ def predict(self, data, state=None):
             command += ["--call", f"main:{directory}/{number}.npz"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
-        return dict(np.load(f"{directory}/out/{len(state.calls) - 1}.npz"))
+        outputs = np.load(f"{directory}/out/{len(state.calls) - 1}.npz")
+        # Core ML gives a scalar as an array of one element.
+        return {name: outputs[name].reshape(outputs[name].shape or 1) for name in outputs.files}
     finally:
         shutil.rmtree(directory, ignore_errors=True)
 
