@@ -1,4 +1,16 @@
-//! What targets share: running a program that a file made.
+//! What targets share: running a program that a file made, and making programs, which is done as the tests of the engine
+//! do it.
+
+#[path = "../../crates/quince-engine/tests/programs/agree.rs"]
+pub mod agree;
+#[path = "../../crates/quince-engine/tests/programs/choices.rs"]
+pub mod choices;
+#[path = "../../crates/quince-engine/tests/programs/constants.rs"]
+pub mod constants;
+#[path = "../../crates/quince-engine/tests/programs/generate.rs"]
+pub mod generate;
+#[path = "../../crates/quince-engine/tests/programs/recipes.rs"]
+pub mod recipes;
 
 use quince_engine::{Engine, Options, Tensors};
 use quince_mil::{Flexibility, Function, Program, Tensor, ValueType};

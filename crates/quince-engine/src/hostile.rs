@@ -62,6 +62,34 @@ fn products_over_nothing_are_zero() {
 }
 
 #[test]
+fn nothing_has_as_many_heads_rows_and_positions_as_one_likes() {
+    let weight = "tensor<fp32, [0, 4]> w = const()[val = tensor<fp32, [0, 4]>([])];";
+    let y = "tensor<fp32, [9, 0]> y = matmul(x = x, y = w, transpose_y = bool(true))[name = string(\"y\")];";
+    same(&program("tensor<fp32, [9, 4]> x", &format!("{weight} {y}"), "y"));
+    let y = "tensor<fp32, [0, 5]> y = layer_norm(x = x, axes = tensor<int32, [1]>([-1]))[name = string(\"y\")];";
+    same(&program("tensor<fp32, [0, 5]> x", y, "y"));
+    let y = "tensor<fp32, [8, 0, 3, 7]> y = scaled_dot_product_attention(query = x, key = x, value = x)[];";
+    same(&program("tensor<fp32, [8, 0, 3, 7]> x", y, "y"));
+    let weight =
+        "tensor<fp32, [3, 2, 1]> w = const()[val = tensor<fp32, [3, 2, 1]>([[[1], [2]], [[3], [4]], [[5], [6]]])];";
+    let y =
+        "tensor<fp32, [2, 3, ?]> y = conv(x = x, weight = w, pad_type = string(\"same_lower\"))[name = string(\"y\")];";
+    same(&program("tensor<fp32, [2, 2, 0]> x", &format!("{weight} {y}"), "y"));
+}
+
+#[test]
+fn masks_of_weights_are_values_too() {
+    let operations = "
+        tensor<uint1, [2, 2]> bits = const()[val = tensor<uint1, [2, 2]>([[1, 0], [1, 1]])];
+        tensor<uint1, [2, 2]> mask, tensor<fp32, [3]> data = constexpr_sparse_blockwise_shift_scale(data_mask = bits,
+            nonzero_data = tensor<int8, [3]>([1, 2, 3]), scale = tensor<fp32, [1, 1]>([[0.5]]))[];
+        tensor<fp32, [2, 2]> w = constexpr_sparse_to_dense(nonzero_data = data, mask = mask)[];
+        tensor<fp32, [1, 2]> y = linear(x = x, weight = w)[name = string(\"y\")];
+        tensor<uint1, [2, 4]> z = concat(values = (mask, bits), axis = int32(1))[name = string(\"z\")];";
+    same(&program("tensor<fp32, [1, 2]> x", operations, "y, z"));
+}
+
+#[test]
 fn strides_longer_than_memory_take_one_element() {
     for (begin, end, stride) in [(0, 3, i64::MAX), (2, i64::MIN, i64::MIN), (0, 3, i64::from(i32::MAX))] {
         let vector = |first: i64, second: i64| format!("tensor<int64, [2]>([{first}, {second}])");

@@ -397,7 +397,11 @@ impl<'a> Planner<'a> {
         let place = match self.constant(var) {
             Some(value) => Place::Const(value.clone()),
             None => match self.defs.producer(var) {
-                Some(producer) if producer.op_name().starts_with("constexpr_") => Place::Packed,
+                Some(producer) if producer.op_name().starts_with("constexpr_") => match self.dtype(var)?.is_float() {
+                    true => Place::Packed,
+                    // No kernel reads masks, or integers that tables hold.
+                    false => Place::Const(weights::dense(self.cache, &self.defs, var)?.into()),
+                },
                 _ => bail!("`{}` is used before it is computed", self.function.var(var).name),
             },
         };

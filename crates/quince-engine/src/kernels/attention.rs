@@ -133,9 +133,12 @@ impl Attention<'_> {
 /// `heads`.
 pub fn attention(kernels: &Kernels, attention: &Attention, q: Heads, k: Cache, v: Cache, mask: Mask, out: HeadsMut) {
     let a = attention;
+    if a.heads == 0 {
+        return;
+    }
     assert!(a.kv_heads > 0 && a.heads.is_multiple_of(a.kv_heads), "{} heads for {} of keys", a.heads, a.kv_heads);
     assert!(a.sinks.is_none_or(|sinks| sinks.len() == a.heads), "one sink for each of {} heads", a.heads);
-    if a.batch == 0 || a.rows == 0 || a.heads == 0 || a.value_dim == 0 {
+    if a.batch == 0 || a.rows == 0 || a.value_dim == 0 {
         return;
     }
     inside(q.data.len(), q.strides, [a.batch, a.heads, a.rows], a.dim);

@@ -35,6 +35,9 @@ pub fn layer_norm(
     y: &mut [f32],
 ) {
     let Some((first_term, others)) = terms.split_first() else { return y.fill(0.0) };
+    if y.is_empty() {
+        return;
+    }
     for term in terms {
         let rows = term.len().max(1);
         assert!(row_len > 0 && rows.is_multiple_of(row_len), "{} elements are not rows of {row_len}", term.len());

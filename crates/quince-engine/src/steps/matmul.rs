@@ -85,6 +85,8 @@ pub(super) fn conv(planner: &mut Planner, operation: &Operation) -> Result<bool>
     let ones = |param: &str| planner.ints(operation, param).is_none_or(|v| v.iter().all(|&n| n == 1));
     let padded = planner.ints(operation, "pad").is_some_and(|pad| pad.iter().any(|&n| n != 0));
     let pointwise = kernel.len() == x_shape.len() && kernel.len() > 2 && kernel[2..].iter().all(|&n| n == 1);
+    // Where there are no positions, padding may make some.
+    let pointwise = pointwise && planner.shape(*out)?[2..] == x_shape[2..];
     if !pointwise || kernel[1] == 0 || x_shape[1] != kernel[1] || !ones("strides") || !ones("groups") || padded {
         return Ok(false);
     }
