@@ -43,13 +43,15 @@ use crate::Opset;
 /// The program attribute that names the default function.
 const DEFAULT_FUNCTION: &str = "defaultFunctionName";
 
-/// Every opset with its name in text: the one table.
+/// Every opset with its name in text: the one table. Of several names the first is written.
 const OPSETS: &[(Opset, &str)] = &[
     (Opset::CoreML5, "ios15"),
     (Opset::CoreML6, "ios16"),
     (Opset::CoreML7, "ios17"),
     (Opset::CoreML8, "ios18"),
     (Opset::CoreML9, "ios26"),
+    // Its name until Apple counted years.
+    (Opset::CoreML9, "ios19"),
     (Opset::Semantic, "semantic"),
 ];
 

@@ -132,7 +132,7 @@ fn errors_name_line_and_column() {
     let of = |from: &str, to: &str| parse(&APPLES.replace(from, to), &blob).unwrap_err().to_string();
     assert_eq!(
         of("ios16", "ios99"),
-        "4:15: found `ios99`, expected one of ios15, ios16, ios17, ios18, ios26, semantic"
+        "4:15: found `ios99`, expected one of ios15, ios16, ios17, ios18, ios26, ios19, semantic"
     );
     assert_eq!(of("-inf", "-info"), "6:103: found `-info`, expected a value of type fp16");
     assert_eq!(of("\"fp16\"", "\"fp16"), "5:109: found a string without an end, expected `\"`");
