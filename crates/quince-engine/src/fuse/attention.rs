@@ -102,7 +102,7 @@ impl Core {
                 let (factor, scores) = scaled(planner, operation)?;
                 let core = Core::scores(planner, scores, value)?;
                 // A mask inside would be scaled too.
-                core.masks.is_empty().then(|| Core { scale: core.scale * factor, ..core })
+                core.masks.is_empty().then_some(Core { scale: core.scale * factor, ..core })
             }
         }
     }

@@ -122,7 +122,7 @@ fn attention(g: &mut Generator) -> Option<()> {
     let mut inputs = vec![("query", Arg::Var(query)), ("key", key), ("value", value)];
     if g.choices.rarely(2) {
         let ty = if g.choices.rarely(2) { DType::Bool } else { dtype };
-        let scores = [&batch[..], &[*rows, keys]].concat();
+        let scores = [batch, &[*rows, keys]].concat();
         let from = g.choices.below(scores.len() - 1);
         inputs.push(("attn_mask", dense(g, ty, &scores[from..])?));
     }
