@@ -342,6 +342,7 @@ impl Unpacked {
         at: usize,
     ) {
         for (i, row) in rows.enumerate() {
+            prefetch_row::<S>(weight, row + ROWS_AHEAD, &columns);
             let scales = &mut self.scales[(at + i) * DEPTH / BLOCK..][..DEPTH / BLOCK];
             unsafe { unpack_row::<S>(weight, row, columns.start, columns.len(), &mut self.rows[i], scales) };
         }
@@ -356,6 +357,20 @@ impl Unpacked {
                 }
             }
         }
+    }
+}
+
+/// How many rows before its turn a row is asked for: pieces of rows follow each other at distances that the processor
+/// does not foresee.
+const ROWS_AHEAD: usize = 8;
+
+/// Asks for some columns of a row, which need not exist.
+#[inline(always)]
+fn prefetch_row<S: Simd>(weight: &PackedWeight, row: usize, columns: &Range<usize>) {
+    let (bytes, nbits) = weight.data();
+    let start = (row * weight.cols() + columns.start) * nbits / 8;
+    for line in (0..columns.len() * nbits / 8).step_by(64) {
+        S::prefetch(bytes.as_ptr().wrapping_add(start + line));
     }
 }
 

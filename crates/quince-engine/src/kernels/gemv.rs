@@ -78,21 +78,35 @@ pub(crate) fn multiply_rows(
         // this weight, and a task writes the columns of its own rows of the weight.
         return unsafe { super::gemv_x86::multiply_rows(&product, rows) };
     }
-    let Activations { x, m, k, .. } = *activations;
-    let n = weight.rows();
+    for_isa!(isa, rows_generic(activations: &Activations = activations, weight: &PackedWeight = weight,
+        rows: Range<usize> = rows, bias: Option<&[f32]> = bias, y: &SharedMut<f32> = y));
+}
+
+// SAFETY of the functions below: the caller vouches for the instructions of `S`; accesses stay inside the slices.
+
+/// [`multiply_rows`] for encodings without an integer kernel; no other thread writes the same columns.
+#[inline(always)]
+unsafe fn rows_generic<S: Simd>(
+    activations: &Activations,
+    weight: &PackedWeight,
+    rows: Range<usize>,
+    bias: Option<&[f32]>,
+    y: &SharedMut<f32>,
+) {
+    let (n, m) = (weight.rows(), activations.m);
     let mut results = [0.0f32; FEW_ROWS];
     for row in rows {
-        let results = &mut results[..m];
-        for_isa!(isa, row_generic(weight: &PackedWeight = weight, row: usize = row, x: &[f32] = x, k: usize = k,
-            results: &mut [f32] = results));
-        for (i, &result) in results.iter().enumerate() {
-            // SAFETY: a task writes the columns of its own rows of the weight.
-            unsafe { y.slice(i * n + row, 1)[0] = result + bias.map_or(0.0, |bias| bias[row]) };
+        unsafe {
+            row_generic::<S>(weight, row, activations.x, activations.k, &mut results[..m]);
+            for (i, &result) in results[..m].iter().enumerate() {
+                y.slice(i * n + row, 1)[0] = result + bias.map_or(0.0, |bias| bias[row]);
+            }
         }
     }
 }
 
-// SAFETY of the functions below: the caller vouches for the instructions of `S`; accesses stay inside the slices.
+/// How many bytes ahead of its use a row is asked for: the row that follows goes on where this one ends.
+const PREFETCH: usize = 4096;
 
 /// The products of all rows of `x` with one row of the weight.
 #[inline(always)]
@@ -102,13 +116,31 @@ unsafe fn row_generic<S: Simd>(weight: &PackedWeight, row: usize, x: &[f32], k: 
         match weight.encoding() {
             Encoding::Dense(Floats::F16(bytes)) => {
                 let p = bytes[2 * at.start..2 * at.end].as_ptr().cast::<f16>();
-                let load = |i, count| S::load_partial_or_full_f16(p.add(i), count);
-                dot_rows::<S>(k, load, x, k, results);
+                dot_rows::<S>(
+                    k,
+                    #[inline(always)]
+                    |i, count| {
+                        S::prefetch(p.wrapping_add(i).cast::<u8>().wrapping_add(PREFETCH));
+                        S::load_partial_or_full_f16(p.add(i), count)
+                    },
+                    x,
+                    k,
+                    results,
+                );
             }
             Encoding::Dense(Floats::F32(bytes)) => {
                 let p = bytes[4 * at.start..4 * at.end].as_ptr().cast::<f32>();
-                let load = |i, count| S::load_partial_or_full(p.add(i), count);
-                dot_rows::<S>(k, load, x, k, results);
+                dot_rows::<S>(
+                    k,
+                    #[inline(always)]
+                    |i, count| {
+                        S::prefetch(p.wrapping_add(i).cast::<u8>().wrapping_add(PREFETCH));
+                        S::load_partial_or_full(p.add(i), count)
+                    },
+                    x,
+                    k,
+                    results,
+                );
             }
             Encoding::Lut(_) | Encoding::Affine(_) => {
                 const CHUNK: usize = 1024;
@@ -119,8 +151,14 @@ unsafe fn row_generic<S: Simd>(weight: &PackedWeight, row: usize, x: &[f32], k: 
                     let values = &mut values[..CHUNK.min(k - first)];
                     dequantize_generic::<S>(weight, row, first, values);
                     let p = values.as_ptr();
-                    let load = |i, count| S::load_partial_or_full(p.add(i), count);
-                    dot_rows::<S>(values.len(), load, &x[first..], k, &mut sums[..results.len()]);
+                    dot_rows::<S>(
+                        values.len(),
+                        #[inline(always)]
+                        |i, count| S::load_partial_or_full(p.add(i), count),
+                        &x[first..],
+                        k,
+                        &mut sums[..results.len()],
+                    );
                     results.iter_mut().zip(&sums).for_each(|(result, sum)| *result += sum);
                 }
             }

@@ -268,6 +268,15 @@ impl PackedWeight {
         self
     }
 
+    /// The bytes of the elements, row after row, and how many bits one has.
+    pub(crate) fn data(&self) -> (&Bytes, usize) {
+        match &self.encoding {
+            Encoding::Dense(values) => (values.bytes(), 8 * values.width()),
+            Encoding::Lut(lut) => (&lut.indices, lut.nbits),
+            Encoding::Affine(affine) => (&affine.data, affine.codes.nbits()),
+        }
+    }
+
     /// Number of rows: N, the output features.
     pub fn rows(&self) -> usize {
         self.rows

@@ -22,6 +22,11 @@ impl Simd for Avx2 {
     const TILE_ROWS: usize = 6;
 
     #[inline(always)]
+    fn prefetch(p: *const u8) {
+        // SAFETY: asking for any address is harmless.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+    #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
         unsafe { Avx2(_mm256_set1_ps(x)) }
     }
@@ -81,8 +86,8 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
-    unsafe fn where_at_least(self, x: Self, limit: Self) -> Self {
-        unsafe { Avx2(_mm256_and_ps(self.0, _mm256_cmp_ps::<_CMP_GE_OQ>(x.0, limit.0))) }
+    unsafe fn unless_below(self, x: Self, limit: Self) -> Self {
+        unsafe { Avx2(_mm256_and_ps(self.0, _mm256_cmp_ps::<_CMP_NLT_UQ>(x.0, limit.0))) }
     }
     #[inline(always)]
     unsafe fn reduce_add(self) -> f32 {
@@ -141,6 +146,11 @@ impl Simd for Avx512 {
     const LANES: usize = 16;
     const TILE_ROWS: usize = 12;
 
+    #[inline(always)]
+    fn prefetch(p: *const u8) {
+        // SAFETY: asking for any address is harmless.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
         unsafe { Avx512(_mm512_set1_ps(x)) }
@@ -201,8 +211,8 @@ impl Simd for Avx512 {
         }
     }
     #[inline(always)]
-    unsafe fn where_at_least(self, x: Self, limit: Self) -> Self {
-        unsafe { Avx512(_mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_GE_OQ>(x.0, limit.0), self.0)) }
+    unsafe fn unless_below(self, x: Self, limit: Self) -> Self {
+        unsafe { Avx512(_mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_NLT_UQ>(x.0, limit.0), self.0)) }
     }
     #[inline(always)]
     unsafe fn reduce_add(self) -> f32 {
