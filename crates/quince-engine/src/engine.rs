@@ -31,6 +31,9 @@ pub enum Precision {
     /// Products with weights may be as inexact as fp16 arithmetic is.
     #[default]
     Default,
+    /// What is fastest, in fp32 programs too: plain weights are rounded to bytes when they are first used, and products
+    /// with weights may round activations to bytes, each relative to the largest of 128.
+    Fast,
     /// Everything in f32.
     Exact,
     /// As fp16 hardware does it: every floating-point input, constant and result is rounded to fp16, those of fp32

@@ -302,8 +302,9 @@ impl<'a> Planner<'a> {
 
     /// How exact products of this variable have to be.
     pub fn accuracy(&self, var: Var) -> Accuracy {
-        match self.dtype(var) {
-            Ok(DType::F16) if self.mode.precision == Precision::Default => Accuracy::Default,
+        match (self.mode.precision, self.dtype(var)) {
+            (Precision::Fast, _) => Accuracy::Fast,
+            (Precision::Default, Ok(DType::F16)) => Accuracy::Default,
             _ => Accuracy::Exact,
         }
     }
@@ -386,7 +387,13 @@ impl<'a> Planner<'a> {
 
     /// [`Planner::packed`] for a weight of which every byte is read in every call: where reading is fastest.
     pub fn streamed(&self, var: Var) -> Result<Option<PackedWeight>> {
-        Ok(self.packed(var)?.map(|weight| weight.with_data(|bytes| self.cache.streamed(bytes))))
+        let Some(weight) = self.packed(var)? else { return Ok(None) };
+        if self.mode.precision == Precision::Fast
+            && let Some(narrowed) = self.cache.narrowed(&weight)?
+        {
+            return Ok(Some(narrowed));
+        }
+        Ok(Some(weight.with_data(|bytes| self.cache.streamed(bytes))))
     }
 
     /// Where a variable lies; weights are found when first asked for.

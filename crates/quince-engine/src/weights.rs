@@ -14,6 +14,8 @@ pub(crate) struct WeightCache {
     computed: Mutex<HashMap<usize, Tensor>>,
     /// Mapped bytes by their address, which is theirs as long as they are kept, with their copies in huge pages.
     copied: Mutex<HashMap<usize, (Bytes, Bytes)>>,
+    /// The same of plain numbers that were rounded to bytes.
+    narrowed: Mutex<HashMap<usize, (Bytes, PackedWeight)>>,
     /// Whether constants are rounded to fp16 where they are found.
     rounds: bool,
 }
@@ -50,6 +52,22 @@ impl WeightCache {
         let Some(copy) = bytes.in_huge_pages() else { return bytes.clone() };
         copied.insert(address, (bytes.clone(), copy.clone()));
         copy
+    }
+
+    /// [`PackedWeight::narrowed`], once for each weight.
+    pub fn narrowed(&self, weight: &PackedWeight) -> Result<Option<PackedWeight>> {
+        let mut narrowed = self.narrowed.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let (source, _) = weight.data();
+        let address = source.as_ptr() as usize;
+        if let Some((_, known)) = narrowed.get(&address)
+            && (known.rows(), known.cols()) == (weight.rows(), weight.cols())
+        {
+            return Ok(Some(known.clone()));
+        }
+        let Some(made) = weight.narrowed()? else { return Ok(None) };
+        source.give_back(0..source.len());
+        narrowed.insert(address, (source.clone(), made.clone()));
+        Ok(Some(made))
     }
 
     fn as_used(&self, tensor: Tensor) -> Result<Tensor> {

@@ -80,14 +80,16 @@ impl Bytes {
     }
 
     /// Lets the system have the memory of a range of mapped bytes; they come from the file again when they are read.
-    #[cfg(target_os = "linux")]
-    pub(crate) fn give_back(&self, range: Range<usize>) {
+    pub fn give_back(&self, range: Range<usize>) {
+        #[cfg(target_os = "linux")]
         if let Some(map) = self.owner.as_any().downcast_ref::<memmap2::Mmap>() {
             let start = self.range.start + range.start;
             // SAFETY: the map is of a file and read-only: dropped pages are read again with the same bytes. Failure does
             // no harm.
             drop(unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, start, range.len()) });
         }
+        #[cfg(not(target_os = "linux"))]
+        drop(range);
     }
 
     /// Whether the bytes lie in a mapped file.

@@ -35,7 +35,7 @@ impl<'a> Activations<'a> {
     ) -> Activations<'a> {
         let k = x.len() / m;
         let mut quantized: Vec<Quantized> = Vec::new();
-        if accuracy == Accuracy::Default {
+        if accuracy != Accuracy::Exact {
             for order in weights.filter_map(|weight| integer_order(kernels.isa, weight)) {
                 if quantized.iter().all(|quantized| quantized.order != order) {
                     quantized.push(Quantized::new(&kernels.pool, order, x, k));

@@ -15,6 +15,8 @@ pub enum Accuracy {
     /// As good as float16 arithmetic: activations and weights may be rounded to 13 bits and a sign of the largest in
     /// their block of 128 (of 256 for 1-bit indices); sums are exact integers within a block and f32 across blocks.
     Default,
+    /// What is fastest: as `Default`, but products of many rows may round both sides to 7 bits and a sign.
+    Fast,
 }
 
 /// One product of several with the same left side.
@@ -62,8 +64,11 @@ pub fn linear_many(kernels: &Kernels, accuracy: Accuracy, x: &[f32], products: &
     }
     if m == 0 || cols == 0 || m > FEW_ROWS {
         #[cfg(target_arch = "x86_64")]
-        if m > 0 && cols > 0 && accuracy == Accuracy::Default && gemm_x86::is_available(kernels.isa) {
-            return in_integers(kernels, x, m, products);
+        if let Some(method) = gemm_x86::Method::of(kernels.isa, accuracy)
+            && m > 0
+            && cols > 0
+        {
+            return in_integers(kernels, method, x, m, products);
         }
         for Linear { weight, bias, y } in products {
             gemm(kernels, Sizes { m, n: weight.rows(), k: cols }, x, Right::Weight(weight), *bias, y);
@@ -75,7 +80,7 @@ pub fn linear_many(kernels: &Kernels, accuracy: Accuracy, x: &[f32], products: &
 
 /// All products in one parallel region for some rows of `x`, each task some rows of a weight.
 #[cfg(target_arch = "x86_64")]
-fn in_integers(kernels: &Kernels, x: &[f32], m: usize, products: &mut [Linear]) {
+fn in_integers(kernels: &Kernels, method: gemm_x86::Method, x: &[f32], m: usize, products: &mut [Linear]) {
     let k = x.len() / m;
     let products: Vec<_> = products
         .iter_mut()
@@ -85,15 +90,14 @@ fn in_integers(kernels: &Kernels, x: &[f32], m: usize, products: &mut [Linear]) 
         .collect();
     let tasks = products.iter().map(|product| product.3).sum();
     for (part, x) in x.chunks(gemm_x86::MOST_ROWS * k).enumerate() {
-        let panels = gemm_x86::Panels::new(kernels.isa, &kernels.pool, x, k);
+        let panels = gemm_x86::Panels::new(method, &kernels.pool, x, k);
         kernels.pool.run(tasks, |mut task| {
             for &(weight, bias, ref y, count) in &products {
                 if task < count {
                     let rows = task * gemm_x86::TASK_ROWS..weight.rows().min((task + 1) * gemm_x86::TASK_ROWS);
                     let product = gemm_x86::Product { weight, x: &panels, bias, y, first: part * gemm_x86::MOST_ROWS };
-                    // SAFETY: the caller has asked whether the machine has this product, and a task writes the
-                    // columns of its own rows of the weight.
-                    return unsafe { gemm_x86::multiply_rows(kernels.isa, &product, rows) };
+                    // SAFETY: the machine has the method, and a task writes the columns of its own rows of the weight.
+                    return unsafe { gemm_x86::multiply_rows(&product, rows) };
                 }
                 task -= count;
             }
@@ -136,7 +140,8 @@ mod tests {
         for (name, weight) in weight_kinds(&mut random, rows, cols) {
             let (x, bias) = (random.normal(m * cols), random.normal(rows));
             every_isa(|kernels| {
-                for (accuracy, tolerance) in [(Accuracy::Exact, 2e-6), (Accuracy::Default, 4.9e-4)] {
+                let accuracies = [(Accuracy::Exact, 2e-6), (Accuracy::Default, 4.9e-4), (Accuracy::Fast, 0.016)];
+                for (accuracy, tolerance) in accuracies {
                     let mut y = vec![f32::NAN; m * rows];
                     linear(kernels, accuracy, &x, &weight, Some(&bias), &mut y);
                     for (at, &found) in y.iter().enumerate() {

@@ -20,6 +20,7 @@ mod linear;
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "only x86-64 has integer kernels"))]
 mod lut_tables;
 mod matmul;
+mod narrow;
 mod norm;
 mod pointwise;
 mod pool;

@@ -112,7 +112,7 @@ fn round_block(x: &[f32], places: &[u8], out: &mut [i16]) -> f32 {
 }
 
 /// [`round`] with the instructions that every integer kernel needs.
-fn round_fast(x: &[f32], most: f32, out: &mut [i16]) -> f32 {
+pub(crate) fn round_fast(x: &[f32], most: f32, out: &mut [i16]) -> f32 {
     #[cfg(target_arch = "x86_64")]
     {
         #[target_feature(enable = "avx2,fma")]

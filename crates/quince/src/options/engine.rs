@@ -15,8 +15,10 @@ pub struct EngineArgs {
 #[derive(Clone, Copy, ValueEnum)]
 enum PrecisionArg {
     /// As fast as is within the rounding of float16, in a float16 program; float32 programs are exact
-    #[value(alias = "fast")]
     Default,
+    /// As fast as can be, in float32 programs too: weights that are not compressed are rounded to int8 when they are
+    /// first used, and what they are multiplied with may be
+    Fast,
     /// Everything in float32
     Exact,
     /// Every input, constant and result is rounded to float16, as hardware for float16 does it, in float32 programs
@@ -30,6 +32,7 @@ impl EngineArgs {
     pub fn options(&self, console: &Console, otherwise: Precision) -> Options {
         let precision = match self.precision {
             Some(PrecisionArg::Default) => Precision::Default,
+            Some(PrecisionArg::Fast) => Precision::Fast,
             Some(PrecisionArg::Exact) => Precision::Exact,
             Some(PrecisionArg::Fp16Strict) => Precision::Strict,
             None => otherwise,

@@ -1,0 +1,188 @@
+//! Vectors whose lanes of 32 bits hold two words or four bytes, and how numbers become those.
+
+use std::arch::x86_64::*;
+
+use super::super::simd::{Avx2, Avx512, Simd};
+use super::super::weights::{Affine, CodeType};
+use super::BLOCK;
+
+/// The integers of a product.
+pub(super) trait Integer {
+    /// How many a lane of 32 bits holds.
+    const TERMS: usize;
+    /// Largest magnitude of an activation.
+    const ACTIVATION_MAX: f32;
+    /// Largest magnitude of a rounded element of a weight.
+    const WEIGHT_MAX: f32;
+    /// What entries of tables, which have 15 bits, are multiplied by, in parts of 2^15.
+    const TABLE_PART: i16;
+    /// A lane of activations.
+    fn activations(terms: &[i16]) -> u32;
+    /// Whether codes less their offset are such integers as they are.
+    fn holds(affine: &Affine) -> bool;
+    /// Turns words into such integers, at the beginning of the same memory, and gives what the sum of each block begins
+    /// with.
+    ///
+    /// # Safety
+    /// The processor has AVX2.
+    unsafe fn narrow<const N: usize>(words: &mut [i16; N], starts: &mut [i32]);
+}
+
+/// A lane of 32 bits sums the products of one block: 128 · 4095 · 4096 < 2^31.
+impl Integer for i16 {
+    const TERMS: usize = 2;
+    const ACTIVATION_MAX: f32 = 4095.0;
+    const WEIGHT_MAX: f32 = 4096.0;
+    const TABLE_PART: i16 = 1 << 13;
+
+    #[inline(always)]
+    fn activations(terms: &[i16]) -> u32 {
+        u32::from(terms[0] as u16) | u32::from(terms[1] as u16) << 16
+    }
+
+    fn holds(_: &Affine) -> bool {
+        true
+    }
+
+    #[inline(always)]
+    unsafe fn narrow<const N: usize>(_: &mut [i16; N], _: &mut [i32]) {}
+}
+
+/// What is added to activations of eight bits, which are multiplied without a sign; sums of blocks begin with what that
+/// adds to them.
+const SHIFT: i16 = 128;
+
+impl Integer for i8 {
+    const TERMS: usize = 4;
+    const ACTIVATION_MAX: f32 = 127.0;
+    const WEIGHT_MAX: f32 = 127.0;
+    /// The largest entry, 16383, becomes 127.
+    const TABLE_PART: i16 = 254;
+
+    #[inline(always)]
+    fn activations(terms: &[i16]) -> u32 {
+        terms.iter().rev().fold(0, |lane, &term| lane << 8 | u32::from((term + SHIFT) as u8))
+    }
+
+    fn holds(affine: &Affine) -> bool {
+        affine.codes.nbits() == 4 || (affine.codes == CodeType::Int8 && affine.offset.is_none())
+    }
+
+    #[inline(always)]
+    unsafe fn narrow<const N: usize>(words: &mut [i16; N], starts: &mut [i32]) {
+        for (start, block) in starts.iter_mut().zip(words.chunks_exact(BLOCK)) {
+            *start = block.iter().map(|&word| i32::from(word)).sum::<i32>() * -i32::from(SHIFT);
+        }
+        let words = words.as_mut_ptr();
+        for at in (0..N).step_by(32) {
+            // SAFETY: 32 words are read before their bytes are written, which lie before all words yet to be read.
+            unsafe {
+                let source: *const __m256i = words.add(at).cast_const().cast();
+                let bytes = _mm256_packs_epi16(_mm256_loadu_si256(source), _mm256_loadu_si256(source.add(1)));
+                let bytes = _mm256_permute4x64_epi64::<0b11_01_10_00>(bytes);
+                _mm256_storeu_si256(words.cast::<u8>().add(at).cast(), bytes);
+            }
+        }
+    }
+}
+
+/// Vectors of lanes.
+///
+/// # Safety
+/// As of [`Simd`].
+pub(super) trait Lanes: Copy {
+    type Floats: Simd;
+    type Integer: Integer;
+    unsafe fn splat(lane: i32) -> Self;
+    unsafe fn load(p: *const u32) -> Self;
+    /// `self` and the sums of the products of the integers of `weights` and `activations`, in 32 bits.
+    unsafe fn add_products(self, weights: Self, activations: Self) -> Self;
+    /// Lanes as numbers.
+    unsafe fn to_floats(self) -> Self::Floats;
+}
+
+impl Lanes for __m256i {
+    type Floats = Avx2;
+    type Integer = i16;
+    #[inline(always)]
+    unsafe fn splat(lane: i32) -> Self {
+        unsafe { _mm256_set1_epi32(lane) }
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const u32) -> Self {
+        unsafe { _mm256_loadu_si256(p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn add_products(self, weights: Self, activations: Self) -> Self {
+        unsafe { _mm256_add_epi32(self, _mm256_madd_epi16(weights, activations)) }
+    }
+    #[inline(always)]
+    unsafe fn to_floats(self) -> Avx2 {
+        unsafe { Avx2(_mm256_cvtepi32_ps(self)) }
+    }
+}
+
+impl Lanes for __m512i {
+    type Floats = Avx512;
+    type Integer = i16;
+    #[inline(always)]
+    unsafe fn splat(lane: i32) -> Self {
+        unsafe { _mm512_set1_epi32(lane) }
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const u32) -> Self {
+        unsafe { _mm512_loadu_si512(p.cast()) }
+    }
+    #[inline(always)]
+    unsafe fn add_products(self, weights: Self, activations: Self) -> Self {
+        unsafe { _mm512_add_epi32(self, _mm512_madd_epi16(weights, activations)) }
+    }
+    #[inline(always)]
+    unsafe fn to_floats(self) -> Avx512 {
+        unsafe { Avx512(_mm512_cvtepi32_ps(self)) }
+    }
+}
+
+/// A vector of `$name` is an `__m512i` whose integers VNNI multiplies and adds in one instruction.
+macro_rules! vnni {
+    ($(#[$doc:meta])* $name:ident, $integer:ty, $add:expr) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy)]
+        pub(super) struct $name(__m512i);
+
+        impl Lanes for $name {
+            type Floats = Avx512;
+            type Integer = $integer;
+            #[inline(always)]
+            unsafe fn splat(lane: i32) -> Self {
+                unsafe { $name(__m512i::splat(lane)) }
+            }
+            #[inline(always)]
+            unsafe fn load(p: *const u32) -> Self {
+                unsafe { $name(__m512i::load(p)) }
+            }
+            #[inline(always)]
+            unsafe fn add_products(self, weights: Self, activations: Self) -> Self {
+                unsafe { $name($add(self.0, weights.0, activations.0)) }
+            }
+            #[inline(always)]
+            unsafe fn to_floats(self) -> Avx512 {
+                unsafe { self.0.to_floats() }
+            }
+        }
+    };
+}
+
+vnni!(
+    /// Words.
+    Vnni, i16, _mm512_dpwssd_epi32
+);
+vnni!(
+    /// Bytes: those of activations have no sign.
+    VnniBytes, i8, add_bytes
+);
+
+#[inline(always)]
+unsafe fn add_bytes(sums: __m512i, weights: __m512i, activations: __m512i) -> __m512i {
+    unsafe { _mm512_dpbusd_epi32(sums, activations, weights) }
+}
