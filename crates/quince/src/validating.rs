@@ -28,10 +28,10 @@ pub fn against_checkpoint(
         Some(tokenizer) => Some(tokenizer),
         None => loading::tokenizer(directory)?,
     };
-    let options = Options { threads: console.threads(), precision: Precision::Default };
+    let options = Options { threads: console.threads(), precision: Precision::Default, limits: console.limits() };
     let mut candidate =
-        decoder(bundle.read_package()?.program, options).map_err(|e| e.at(bundle.package_path().display()))?;
-    let mut reference = Reference::new(reference, console.threads())?;
+        decoder(bundle.read_package()?.program, options.clone()).map_err(|e| e.at(bundle.package_path().display()))?;
+    let mut reference = Reference::new(reference, options)?;
     let bar = console.bar("validating", 0, Counted::Things(""));
     let found = validate(&mut candidate, &mut reference, tokenizer.as_ref(), suite, &mut |progress| {
         bar.set_prefix(progress.what);

@@ -37,14 +37,16 @@ pub(crate) trait Simd: Copy {
     unsafe fn div(self, o: Self) -> Self;
     /// `self · a + b`; fused where the processor can.
     unsafe fn mul_add(self, a: Self, b: Self) -> Self;
+    /// The larger of both; NaN at least where `o` is.
     unsafe fn max(self, o: Self) -> Self;
+    /// The smaller of both; NaN at least where `o` is.
     unsafe fn min(self, o: Self) -> Self;
     /// To the nearest integer, ties to even.
     unsafe fn round(self) -> Self;
     /// `self · 2^n` for integral `n` in −126..=127.
     unsafe fn scale_pow2(self, n: Self) -> Self;
-    /// `self` where `x ≥ limit`, else 0.
-    unsafe fn where_at_least(self, x: Self, limit: Self) -> Self;
+    /// 0 where `x < limit`, else `self`, also where `x` is NaN.
+    unsafe fn unless_below(self, x: Self, limit: Self) -> Self;
     unsafe fn reduce_add(self) -> f32;
     unsafe fn reduce_max(self) -> f32;
     /// The integers at `p` as numbers.
@@ -112,15 +114,35 @@ pub(crate) trait Simd: Copy {
         unsafe { if count == Self::LANES { self.store(p) } else { self.store_partial(p, count) } }
     }
 
-    /// e^x, at most 2 ulp off for results that are normal numbers; 0 below −87.33, at most 2.4e38 above 88.37.
-    ///
-    /// x = n ln 2 + r; e^r by the polynomial of Cephes' `expf` (Moshier, 1992).
+    /// e^x, at most 2 ulp off for results that are normal numbers; 0 below −87.33, at most 2.4e38 above 88.37, NaN of NaN.
     #[inline(always)]
     unsafe fn exp(self) -> Self {
         // SAFETY: the caller vouches for the instruction set.
         unsafe {
-            let lowest = Self::splat(-87.336_54);
-            let x = self.min(Self::splat(88.376_26)).max(lowest);
+            let (n, m) = self.exp_parts();
+            m.add(Self::splat(1.0)).scale_pow2(n).unless_below(self, Self::splat(LOWEST_EXP))
+        }
+    }
+
+    /// e^x − 1, a few ulp off where x is small too; −1 below −87.33, at most 2.4e38 above 88.37, NaN of NaN.
+    #[inline(always)]
+    unsafe fn exp_m1(self) -> Self {
+        // SAFETY: the caller vouches for the instruction set.
+        unsafe {
+            let ((n, m), one) = (self.exp_parts(), Self::splat(1.0));
+            m.scale_pow2(n).add(one.scale_pow2(n).sub(one))
+        }
+    }
+
+    /// n and m of e^x = 2^n · (1 + m), with x inside the range of [`Simd::exp`].
+    ///
+    /// x = n ln 2 + r; e^r by the polynomial of Cephes' `expf` (Moshier, 1992).
+    #[inline(always)]
+    unsafe fn exp_parts(self) -> (Self, Self) {
+        // SAFETY: the caller vouches for the instruction set.
+        unsafe {
+            // In this order NaN stays NaN.
+            let x = Self::splat(LOWEST_EXP).max(Self::splat(88.376_26).min(self));
             let n = x.mul(Self::splat(std::f32::consts::LOG2_E)).round();
             let r = n.mul_add(Self::splat(-0.693_359_4), x);
             let r = n.mul_add(Self::splat(2.121_944_4e-4), r);
@@ -128,11 +150,13 @@ pub(crate) trait Simd: Copy {
             for coefficient in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_65, 0.5] {
                 p = p.mul_add(r, Self::splat(coefficient));
             }
-            let e = p.mul_add(r.mul(r), r).add(Self::splat(1.0));
-            e.scale_pow2(n).where_at_least(self, lowest)
+            (n, p.mul_add(r.mul(r), r))
         }
     }
 }
+
+/// What e^x is 0 below.
+const LOWEST_EXP: f32 = -87.336_54;
 
 /// Plain Rust: as many lanes as one likes; the compiler vectorises what it can.
 impl<const N: usize> Simd for [f32; N] {
@@ -202,8 +226,8 @@ impl<const N: usize> Simd for [f32; N] {
         std::array::from_fn(|i| self[i] * f32::from_bits(((n[i] as i32 + 127) as u32) << 23))
     }
     #[inline(always)]
-    unsafe fn where_at_least(self, x: Self, limit: Self) -> Self {
-        std::array::from_fn(|i| if x[i] >= limit[i] { self[i] } else { 0.0 })
+    unsafe fn unless_below(self, x: Self, limit: Self) -> Self {
+        std::array::from_fn(|i| if x[i] < limit[i] { 0.0 } else { self[i] })
     }
     #[inline(always)]
     unsafe fn reduce_add(self) -> f32 {

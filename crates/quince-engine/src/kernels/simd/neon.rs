@@ -92,10 +92,10 @@ impl Simd for Neon {
         }
     }
     #[inline(always)]
-    unsafe fn where_at_least(self, x: Self, limit: Self) -> Self {
+    unsafe fn unless_below(self, x: Self, limit: Self) -> Self {
         unsafe {
-            let low = vandq_u32(vreinterpretq_u32_f32(self.0), vcgeq_f32(x.0, limit.0));
-            let high = vandq_u32(vreinterpretq_u32_f32(self.1), vcgeq_f32(x.1, limit.1));
+            let low = vbicq_u32(vreinterpretq_u32_f32(self.0), vcltq_f32(x.0, limit.0));
+            let high = vbicq_u32(vreinterpretq_u32_f32(self.1), vcltq_f32(x.1, limit.1));
             Neon(vreinterpretq_f32_u32(low), vreinterpretq_f32_u32(high))
         }
     }

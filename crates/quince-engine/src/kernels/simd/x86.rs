@@ -81,8 +81,8 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
-    unsafe fn where_at_least(self, x: Self, limit: Self) -> Self {
-        unsafe { Avx2(_mm256_and_ps(self.0, _mm256_cmp_ps::<_CMP_GE_OQ>(x.0, limit.0))) }
+    unsafe fn unless_below(self, x: Self, limit: Self) -> Self {
+        unsafe { Avx2(_mm256_and_ps(self.0, _mm256_cmp_ps::<_CMP_NLT_UQ>(x.0, limit.0))) }
     }
     #[inline(always)]
     unsafe fn reduce_add(self) -> f32 {
@@ -201,8 +201,8 @@ impl Simd for Avx512 {
         }
     }
     #[inline(always)]
-    unsafe fn where_at_least(self, x: Self, limit: Self) -> Self {
-        unsafe { Avx512(_mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_GE_OQ>(x.0, limit.0), self.0)) }
+    unsafe fn unless_below(self, x: Self, limit: Self) -> Self {
+        unsafe { Avx512(_mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_NLT_UQ>(x.0, limit.0), self.0)) }
     }
     #[inline(always)]
     unsafe fn reduce_add(self) -> f32 {
