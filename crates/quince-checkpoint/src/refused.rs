@@ -6,13 +6,6 @@ use crate::suggest::shown;
 use quince_tensor::{Error, Result};
 use std::path::Path;
 
-pub(crate) const GGUF: Format = Format {
-    name: "GGUF",
-    looks_like: "a .gguf file",
-    recognizes: |path| has_ending(path, &["gguf"]) || (config(path).is_none() && directory_has(path, &["gguf"])),
-    open: |path| refuse(path, "a GGUF file", "use the Hugging Face directory that it was made from"),
-};
-
 pub(crate) const MLX: Format = Format {
     name: "MLX",
     looks_like: "a directory whose config.json has `quantization`",

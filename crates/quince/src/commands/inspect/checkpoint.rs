@@ -42,7 +42,7 @@ struct PartSummary {
 #[derive(Serialize)]
 struct TensorSummary {
     name: String,
-    dtype: &'static str,
+    dtype: String,
     shape: Vec<usize>,
     bytes: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -90,7 +90,7 @@ impl Summary {
             let part = components.entry(Component::of(tensor.name()).name()).or_default();
             part.tensors += 1;
             part.parameters += tensor.weight.len() as u64;
-            part.bytes += tensor.byte_len() as u64;
+            part.bytes += tensor.byte_len();
         }
         let (conversion, not_supported) = match Conversion::of(checkpoint) {
             Ok(conversion) => (Some(conversion), None),
@@ -130,7 +130,7 @@ impl Summary {
         }
         if with_tensors {
             let shape = |t: &TensorSummary| units::shape(t.shape.iter().copied().map(Some));
-            let row = |t: &TensorSummary| vec![t.name.clone(), t.dtype.to_string(), shape(t), units::bytes(t.bytes)];
+            let row = |t: &TensorSummary| vec![t.name.clone(), t.dtype.clone(), shape(t), units::bytes(t.bytes)];
             text += "\n";
             text += &table(&["tensor", "type", "shape", "bytes"], &[3], self.tensors.iter().map(row));
         }
@@ -140,12 +140,12 @@ impl Summary {
 
 impl TensorSummary {
     fn of(entry: &quince_checkpoint::Entry) -> TensorSummary {
-        let file = entry.file.and_then(|path| path.file_name()).map(|name| name.to_string_lossy().into_owned());
+        let file = entry.file().and_then(|path| path.file_name()).map(|name| name.to_string_lossy().into_owned());
         TensorSummary {
             name: entry.name().to_string(),
-            dtype: entry.dtype().name(),
+            dtype: entry.form().to_string(),
             shape: entry.shape().to_vec(),
-            bytes: entry.byte_len() as u64,
+            bytes: entry.byte_len(),
             file,
         }
     }
