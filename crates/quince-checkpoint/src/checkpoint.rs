@@ -97,6 +97,11 @@ impl Checkpoint {
         Ok(Checkpoint { format: format.name, config, weights, sources, beside: Some(beside) })
     }
 
+    /// Whether a path looks like a checkpoint, judged by little more than file names.
+    pub fn recognizes(path: impl AsRef<Path>) -> bool {
+        format::FORMATS.iter().any(|format| (format.recognizes)(path.as_ref()))
+    }
+
     /// A checkpoint of weights made in memory, such as random ones for a test.
     ///
     /// # Errors

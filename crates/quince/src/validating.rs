@@ -8,7 +8,6 @@ use quince_convert::semantic;
 use quince_engine::{Engine, Options, Precision};
 use quince_mil::Program;
 use quince_runtime::{Bundle, Decoder, Reference, Suite, Validation, validate};
-use std::path::Path;
 use std::sync::Arc;
 
 /// Validates a package against the checkpoint that it was made from.
@@ -23,10 +22,9 @@ pub fn against_checkpoint(
 ) -> Result<Validation> {
     let reference = semantic(checkpoint)?.program;
     // The package is run as it is shipped; its tokenizer is that of its bundle, or the checkpoint's.
-    let directory = checkpoint.config().path().parent().unwrap_or(Path::new("."));
     let tokenizer = match loading::tokenizer(bundle.directory())? {
         Some(tokenizer) => Some(tokenizer),
-        None => loading::tokenizer(directory)?,
+        None => loading::tokenizer_of(checkpoint)?,
     };
     let options = Options { threads: console.threads(), precision: Precision::Default, limits: console.limits() };
     let mut candidate =

@@ -37,6 +37,8 @@ struct PartSummary {
     tensors: u64,
     parameters: u64,
     bytes: u64,
+    /// The element types in the files, with the number of tensors of each.
+    types: BTreeMap<String, u64>,
 }
 
 #[derive(Serialize)]
@@ -91,6 +93,7 @@ impl Summary {
             part.tensors += 1;
             part.parameters += tensor.weight.len() as u64;
             part.bytes += tensor.byte_len();
+            *part.types.entry(tensor.form().to_string()).or_default() += 1;
         }
         let (conversion, not_supported) = match Conversion::of(checkpoint) {
             Ok(conversion) => (Some(conversion), None),
@@ -98,7 +101,7 @@ impl Summary {
         };
         Ok(Summary {
             kind: "checkpoint",
-            path: checkpoint.config().path().parent().map_or(String::new(), |path| path.display().to_string()),
+            path: checkpoint.directory().unwrap_or(checkpoint.config().path()).display().to_string(),
             format: checkpoint.format(),
             model_type: checkpoint.config().model_type().ok(),
             parameters: checkpoint.parameters(),
@@ -117,11 +120,12 @@ impl Summary {
         let mut text =
             format!("{}: {} checkpoint, {model_type}, {parameters} parameters, {bytes}\n\n", self.path, self.format);
         text += &table(
-            &["component", "tensors", "parameters", "bytes"],
+            &["component", "tensors", "parameters", "bytes", "types"],
             &[1, 2, 3],
             self.components.iter().map(|(name, part)| {
                 let (count, size) = (part.tensors.to_string(), units::bytes(part.bytes));
-                vec![name.to_string(), count, units::grouped(part.parameters), size]
+                let types = part.types.keys().cloned().collect::<Vec<_>>().join(", ");
+                vec![name.to_string(), count, units::grouped(part.parameters), size, types]
             }),
         );
         match (&self.conversion, &self.not_supported) {
