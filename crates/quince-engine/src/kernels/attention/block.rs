@@ -10,6 +10,9 @@ use super::{Attention, Cache, Heads, Mask, Ranges, Strides};
 const KEYS: usize = 64;
 /// What positions and values are padded to: whole tiles of every instruction set.
 const TILE: usize = 32;
+/// From one row of queries to the next where they are not longer, and from one row of weights to the next: products
+/// find rows at known distances.
+const STRIDE: usize = KEYS;
 
 /// Everything that tasks share.
 pub(super) struct Problem<'a> {
@@ -53,8 +56,13 @@ impl Problem<'_> {
         let a = self.attention;
         let (rows, dim, keys) = (rows * a.group(), a.dim.next_multiple_of(16), block_keys(keys));
         let width = a.value_dim.next_multiple_of(TILE);
-        keys * (2 * dim + width + rows) + rows * (dim + width + 2)
+        keys * (2 * dim + width) + rows * (query_stride(a) + STRIDE + width + 2)
     }
+}
+
+/// From one row of queries to the next.
+fn query_stride(a: &Attention) -> usize {
+    a.dim.max(STRIDE)
 }
 
 /// Positions of a block when there are `keys`.
@@ -64,7 +72,7 @@ fn block_keys(keys: usize) -> usize {
 
 /// The parts of the scratch memory.
 struct Work<'a> {
-    /// `[rows, dim]`: the queries, scaled.
+    /// Rows of [`query_stride`]: the queries, scaled.
     queries: &'a mut [f32],
     /// `[block, padded dim]`: a block of keys.
     keys: &'a mut [f32],
@@ -72,7 +80,7 @@ struct Work<'a> {
     panel: &'a mut [f32],
     /// `[block, width]`: a block of values.
     values: &'a mut [f32],
-    /// `[rows, block]`: scores, then weights.
+    /// `[rows, STRIDE]`: scores, then weights.
     weights: &'a mut [f32],
     /// `[rows, width]`: weighted sums of values.
     sums: &'a mut [f32],
@@ -87,11 +95,11 @@ struct Work<'a> {
 impl<'a> Work<'a> {
     fn new(a: &Attention, rows: usize, keys: usize, scratch: &'a mut [f32]) -> Work<'a> {
         let (dim, width, block) = (a.dim.next_multiple_of(16), a.value_dim.next_multiple_of(TILE), block_keys(keys));
-        let (queries, rest) = scratch.split_at_mut(rows * dim);
+        let (queries, rest) = scratch.split_at_mut(rows * query_stride(a));
         let (keys, rest) = rest.split_at_mut(block * dim);
         let (panel, rest) = rest.split_at_mut(block * dim);
         let (values, rest) = rest.split_at_mut(block * width);
-        let (weights, rest) = rest.split_at_mut(rows * block);
+        let (weights, rest) = rest.split_at_mut(rows * STRIDE);
         let (sums, rest) = rest.split_at_mut(rows * width);
         let (totals, _) = rest.split_at_mut(rows * 2);
         if dim > a.dim {
@@ -125,37 +133,39 @@ pub(super) unsafe fn attend_generic<S: Simd>(
     let a = problem.attention;
     let (group, rows) = (a.group(), piece.rows.len());
     let mut work = Work::new(a, group * rows, keys.len(), scratch);
-    let seen = |at: usize| {
-        let (head, row) = piece.place(a, at);
+    let stride = query_stride(a);
+    let heads = piece.kv_head * group..(piece.kv_head + 1) * group;
+    let seen = |head: usize, row: usize| {
         let seen = problem.ranges.of(piece.batch, head, row);
         seen.start.max(keys.start)..seen.end.min(keys.end)
     };
     let (mut first, mut end) = (usize::MAX, 0);
-    for at in 0..group * rows {
-        let (head, row) = piece.place(a, at);
-        let seen = seen(at);
-        if !seen.is_empty() {
-            (first, end) = (first.min(seen.start), end.max(seen.end));
+    let mut queries = work.queries.chunks_exact_mut(stride);
+    for head in heads.clone() {
+        for (row, out) in piece.rows.clone().zip(&mut queries) {
+            let seen = seen(head, row);
+            if !seen.is_empty() {
+                (first, end) = (first.min(seen.start), end.max(seen.end));
+            }
+            let query = &problem.q.data[problem.q.strides.place(piece.batch, head, row)..][..a.dim];
+            out.iter_mut().zip(query).for_each(|(out, x)| *out = x * a.scale);
         }
-        let query = &problem.q.data[problem.q.strides.place(piece.batch, head, row)..][..a.dim];
-        work.queries[at * a.dim..][..a.dim].iter_mut().zip(query).for_each(|(out, x)| *out = x * a.scale);
     }
     for start in (first.min(end)..end).step_by(KEYS) {
         let block = start..end.min(start + KEYS);
         // SAFETY: the block lies inside the ranges of the rows.
-        unsafe {
-            load_block::<S>(problem, piece, block.clone(), &mut work);
-            for first in (0..group * rows).step_by(rows) {
-                // Rows that see nothing of the block, as the first ones of a causal mask, are left out.
-                let sees = |at: &usize| {
-                    let seen = seen(*at);
-                    seen.start < block.end && seen.end > block.start && !seen.is_empty()
-                };
-                let some = (first..first + rows).find(sees);
-                let last = (first..first + rows).rfind(sees);
-                if let (Some(first), Some(last)) = (some, last) {
-                    attend_block::<S>(problem, piece, block.clone(), first..last + 1, &mut work);
-                }
+        unsafe { load_block::<S>(problem, piece, block.clone(), &mut work) };
+        for (head, first_number) in heads.clone().zip((0..).step_by(rows)) {
+            // Rows that see nothing of the block, as the first ones of a causal mask, are left out.
+            let sees = |row: &usize| {
+                let seen = seen(head, *row);
+                seen.start < block.end && seen.end > block.start && !seen.is_empty()
+            };
+            let (some, last) = (piece.rows.clone().find(sees), piece.rows.clone().rfind(sees));
+            if let (Some(some), Some(last)) = (some, last) {
+                let part = Part { head, rows: some..last + 1, number: first_number + some - piece.rows.start };
+                // SAFETY: as above.
+                unsafe { attend_block::<S>(problem, piece.batch, &part, block.clone(), &mut work) };
             }
         }
     }
@@ -171,36 +181,40 @@ pub(super) unsafe fn attend_generic<S: Simd>(
     }
 }
 
-/// Scores, weights and weighted values of the rows `rows` (numbers of [`Piece::place`]) over a block that is loaded.
-#[inline(always)]
-unsafe fn attend_block<S: Simd>(
-    problem: &Problem,
-    piece: &Piece,
-    block: Range<usize>,
+/// Rows of one head.
+struct Part {
+    head: usize,
     rows: Range<usize>,
-    work: &mut Work,
-) {
+    /// The number of the first one in the scratch memory.
+    number: usize,
+}
+
+/// Scores, weights and weighted values of some rows over a block that is loaded.
+#[inline(always)]
+unsafe fn attend_block<S: Simd>(problem: &Problem, batch: usize, part: &Part, block: Range<usize>, work: &mut Work) {
     let a = problem.attention;
-    let (stride, width) = (work.block, work.width);
+    let (stride, width) = (query_stride(a), work.width);
     let cols = block.len().next_multiple_of(2 * S::LANES);
+    let numbers = part.number..part.number + part.rows.len();
     unsafe {
-        let weights = work.weights[rows.start * stride..rows.end * stride].as_mut_ptr();
-        let queries = &work.queries[rows.start * a.dim..rows.end * a.dim];
+        let weights = work.weights[numbers.start * STRIDE..numbers.end * STRIDE].as_mut_ptr();
+        let queries = &work.queries[numbers.start * stride..numbers.end * stride];
         products::<S>(
-            Left { data: queries, stride: a.dim, depth: a.dim, rows: rows.len() },
-            Right { data: work.panel, stride, cols },
+            Left { data: queries, stride, depth: a.dim, rows: numbers.len() },
+            Right { data: work.panel, stride: work.block, cols },
             #[inline(always)]
-            |at, col, sum: S| sum.store(weights.add(at * stride + col)),
+            |at, col, sum: S| sum.store(weights.add(at * STRIDE + col)),
         );
-        for at in rows.clone() {
-            let weights = &mut work.weights[at * stride..][..cols];
-            let sums = &mut work.sums[at * width..(at + 1) * width];
-            weigh::<S>(problem, piece, at, block.clone(), weights, &mut work.totals[2 * at..2 * at + 2], sums);
+        for (row, number) in part.rows.clone().zip(numbers.clone()) {
+            let weights = &mut work.weights[number * STRIDE..][..cols];
+            let sums = &mut work.sums[number * width..(number + 1) * width];
+            let total = &mut work.totals[2 * number..2 * number + 2];
+            weigh::<S>(problem, [batch, part.head, row], block.clone(), weights, total, sums);
         }
-        let sums = work.sums[rows.start * width..rows.end * width].as_mut_ptr();
-        let weights = &work.weights[rows.start * stride..rows.end * stride];
+        let sums = work.sums[numbers.start * width..numbers.end * width].as_mut_ptr();
+        let weights = &work.weights[numbers.start * STRIDE..numbers.end * STRIDE];
         products::<S>(
-            Left { data: weights, stride, depth: block.len(), rows: rows.len() },
+            Left { data: weights, stride: STRIDE, depth: block.len(), rows: numbers.len() },
             Right { data: work.values, stride: width, cols: width },
             #[inline(always)]
             |at, col, sum: S| {
@@ -281,15 +295,13 @@ unsafe fn load_row<S: Simd>(cache: &Cache, piece: &Piece, position: usize, out: 
 #[inline(always)]
 unsafe fn weigh<S: Simd>(
     problem: &Problem,
-    piece: &Piece,
-    at: usize,
+    place @ [batch, head, row]: [usize; 3],
     block: Range<usize>,
     weights: &mut [f32],
     total: &mut [f32],
     sums: &mut [f32],
 ) {
-    let (head, row) = piece.place(problem.attention, at);
-    let seen = problem.ranges.of(piece.batch, head, row);
+    let seen = problem.ranges.of(batch, head, row);
     let start = seen.start.clamp(block.start, block.end) - block.start;
     let end = (seen.end.clamp(block.start, block.end) - block.start).max(start);
     weights[..start].fill(f32::NEG_INFINITY);
@@ -302,12 +314,12 @@ unsafe fn weigh<S: Simd>(
         Mask::Ranges(_) => {}
         Mask::Additive(masks) => {
             for mask in masks {
-                let entries = &mask.entries([piece.batch, head, row])[block.start + start..];
+                let entries = &mask.entries(place)[block.start + start..];
                 scores.iter_mut().zip(entries).for_each(|(score, entry)| *score += entry);
             }
         }
         Mask::Bool { data, strides } => {
-            let entries = &data[strides.place(piece.batch, head, row) + block.start + start..];
+            let entries = &data[strides.place(batch, head, row) + block.start + start..];
             let hidden = scores.iter_mut().zip(entries).filter(|(_, seen)| !**seen);
             hidden.for_each(|(score, _)| *score = f32::NEG_INFINITY);
         }
@@ -351,7 +363,7 @@ unsafe fn soft_cap<S: Simd>(scores: &mut [f32], cap: f32) {
     }
 }
 
-/// Rows that are multiplied: `depth` elements each, `stride` apart.
+/// Rows that are multiplied: `depth` elements each, `stride` apart, which is [`STRIDE`] or more.
 struct Left<'a> {
     data: &'a [f32],
     stride: usize,
@@ -373,18 +385,30 @@ unsafe fn products<S: Simd>(left: Left, right: Right, mut store: impl FnMut(usiz
     assert!(left.data.len() >= (left.rows - 1) * left.stride + left.depth);
     assert!(left.depth == 0 || right.data.len() >= (left.depth - 1) * right.stride + right.cols);
     assert!(right.cols.is_multiple_of(2 * S::LANES));
+    unsafe {
+        // The loop is compiled twice, because known distances between rows cost no arithmetic.
+        match left.stride {
+            STRIDE => tiles::<S, STRIDE>(&left, &right, &mut store),
+            _ => tiles::<S, 0>(&left, &right, &mut store),
+        }
+    }
+}
+
+/// All products; rows of `left` are `DISTANCE` apart if that is not 0.
+#[inline(always)]
+unsafe fn tiles<S: Simd, const DISTANCE: usize>(left: &Left, right: &Right, store: &mut impl FnMut(usize, usize, S)) {
     for col in (0..right.cols).step_by(2 * S::LANES) {
         let mut at = 0;
         while at < left.rows {
-            // SAFETY: the assertions above, for the rows and columns of the tile.
+            // SAFETY: the caller has asserted the sizes, for the rows and columns of the tile.
             unsafe {
                 at += match left.rows - at {
-                    1 => tile::<S, 1>(&left, &right, at, col, &mut store),
-                    2 => tile::<S, 2>(&left, &right, at, col, &mut store),
-                    3 => tile::<S, 3>(&left, &right, at, col, &mut store),
-                    4 => tile::<S, 4>(&left, &right, at, col, &mut store),
-                    5 => tile::<S, 5>(&left, &right, at, col, &mut store),
-                    _ => tile::<S, 6>(&left, &right, at, col, &mut store),
+                    1 => tile::<S, 1, DISTANCE>(left, right, at, col, store),
+                    2 => tile::<S, 2, DISTANCE>(left, right, at, col, store),
+                    3 => tile::<S, 3, DISTANCE>(left, right, at, col, store),
+                    4 => tile::<S, 4, DISTANCE>(left, right, at, col, store),
+                    5 => tile::<S, 5, DISTANCE>(left, right, at, col, store),
+                    _ => tile::<S, 6, DISTANCE>(left, right, at, col, store),
                 };
             }
         }
@@ -393,7 +417,7 @@ unsafe fn products<S: Simd>(left: Left, right: Right, mut store: impl FnMut(usiz
 
 /// Products of `ROWS` rows with two vectors of columns; returns `ROWS`.
 #[inline(always)]
-unsafe fn tile<S: Simd, const ROWS: usize>(
+unsafe fn tile<S: Simd, const ROWS: usize, const DISTANCE: usize>(
     left: &Left,
     right: &Right,
     row: usize,
@@ -401,12 +425,13 @@ unsafe fn tile<S: Simd, const ROWS: usize>(
     store: &mut impl FnMut(usize, usize, S),
 ) -> usize {
     unsafe {
-        let (a, b) = (left.data.as_ptr().add(row * left.stride), right.data.as_ptr().add(col));
+        let distance = if DISTANCE > 0 { DISTANCE } else { left.stride };
+        let (a, b) = (left.data.as_ptr().add(row * distance), right.data.as_ptr().add(col));
         let mut sums = [[S::splat(0.0); 2]; ROWS];
         for k in 0..left.depth {
             let (b0, b1) = (S::load(b.add(k * right.stride)), S::load(b.add(k * right.stride + S::LANES)));
             for (i, sums) in sums.iter_mut().enumerate() {
-                let x = S::splat(*a.add(i * left.stride + k));
+                let x = S::splat(*a.add(i * distance + k));
                 sums[0] = x.mul_add(b0, sums[0]);
                 sums[1] = x.mul_add(b1, sums[1]);
             }
