@@ -1,7 +1,7 @@
 //! The one table of checkpoint formats.
 
 use crate::config::Config;
-use crate::{gguf, huggingface, refused};
+use crate::{gguf, huggingface, packed, refused};
 use quince_tensor::{Error, Result, Weight};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -22,8 +22,16 @@ pub struct Format {
 
 /// Every format, the more particular before the more general: the first that recognises a path opens it. Those of
 /// `refused` are known only well enough to say what they are.
-pub const FORMATS: &[Format] =
-    &[gguf::GGUF, refused::MLX, refused::QUANTIZED, refused::ADAPTER, huggingface::SAFETENSORS, refused::PICKLE];
+pub const FORMATS: &[Format] = &[
+    gguf::GGUF,
+    packed::MLX,
+    packed::GPT_OSS,
+    packed::FLOAT8,
+    refused::QUANTIZED,
+    refused::ADAPTER,
+    huggingface::SAFETENSORS,
+    refused::PICKLE,
+];
 
 /// What a format finds at a path.
 pub(crate) struct Contents {

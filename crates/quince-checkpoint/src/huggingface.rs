@@ -23,10 +23,11 @@ pub(crate) const SAFETENSORS: Format = Format {
         let weights = [SINGLE, INDEX].iter().any(|name| path.join(name).is_file());
         weights || (path.join("config.json").is_file() && !loose(path).is_empty())
     },
-    open,
+    open: read,
 };
 
-fn open(path: &Path) -> Result<Contents> {
+/// The configuration and the tensors as they are in the files.
+pub(crate) fn read(path: &Path) -> Result<Contents> {
     let config = Config::read(&path.join("config.json"))
         .map_err(|error| error.hint("config.json must lie beside the weights, as on the Hub"))?;
     let mut sources = vec![config.path().to_path_buf()];

@@ -15,6 +15,7 @@ mod format;
 mod gguf;
 mod header;
 mod huggingface;
+mod packed;
 mod refused;
 mod safetensors;
 mod suggest;

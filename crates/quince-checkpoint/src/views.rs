@@ -96,6 +96,17 @@ pub(crate) fn in_turn(parts: Vec<Weight>) -> Result<Weight> {
     Ok(Weight::new(&name, dtype, &shape, Arc::new(InTurn { parts })))
 }
 
+/// Two weights [E, N] whose elements take turns: [E, 2 · N].
+///
+/// # Errors
+/// As [`in_turn`].
+pub(crate) fn elements_in_turn(first: &Weight, second: &Weight) -> Result<Weight> {
+    let [outer, count] = *first.shape() else { bail!("found {first:?}, expected two axes") };
+    let Some(both) = count.checked_mul(2) else { bail!("found {first:?}, which is too large to double") };
+    let columns = |weight: &Weight| weight.reshape(&[weight.shape(), &[1]].concat());
+    in_turn(vec![columns(first)?, columns(second)?])?.reshape(&[outer, both])
+}
+
 struct Permuted {
     inner: Weight,
     map: Vec<usize>,

@@ -187,12 +187,8 @@ impl Halves<'_> {
         let together = || -> Result<Weight> {
             let (gate, up) = (gate.weight(name)?, up.weight(name)?);
             match gate.shape().len() {
-                // Biases: one element at a time.
-                2 => {
-                    let shape = [gate.shape()[0], gate.shape()[1] * 2];
-                    let column = |w: Weight| w.reshape(&[w.shape()[0], w.shape()[1], 1]);
-                    views::in_turn(vec![column(gate)?, column(up)?])?.reshape(&shape)
-                }
+                // Biases.
+                2 => views::elements_in_turn(&gate, &up),
                 _ => views::transposed(&views::in_turn(vec![gate, up])?),
             }
         };
