@@ -12,19 +12,18 @@ pub mod generate;
 #[path = "../../crates/quince-engine/tests/programs/recipes.rs"]
 pub mod recipes;
 
-use quince_engine::{Engine, Options, Tensors};
+use quince_engine::{Engine, Limits, Options, Tensors};
 use quince_mil::{Flexibility, Function, Program, Tensor, ValueType};
 
-/// Programs whose declared sizes come to more elements than this are not run: they are slow, not wrong.
-const MOST_ELEMENTS: usize = 1 << 20;
+/// What programs may take: more would be slow, not wrong.
+const LIMITS: Limits =
+    Limits { iterations: 1 << 10, value_bytes: 1 << 18, call_bytes: 1 << 22, folded_elements: 1 << 18 };
 
 /// Runs each function of a program that verifies once, on zeros, with what its declarations say of shapes. Errors are
 /// fine; results must have the types that are declared.
 pub fn run(program: Program) {
-    if program.functions.iter().any(|function| declared(function) > MOST_ELEMENTS) {
-        return;
-    }
-    let Ok(engine) = Engine::load(program, Options { threads: 1, ..Default::default() }) else { return };
+    let options = Options { threads: 1, limits: LIMITS, ..Options::default() };
+    let Ok(engine) = Engine::load(program, options) else { return };
     for function in &engine.program().functions {
         let (Some(inputs), Ok(mut state)) = (zeros(function), engine.new_state()) else { continue };
         let Ok(results) = engine.predict(&function.name, &inputs, &mut state) else { continue };
@@ -41,14 +40,6 @@ pub fn run(program: Program) {
     }
 }
 
-fn declared(function: &Function) -> usize {
-    let elements = |ty: &ValueType| {
-        let fixed = ty.as_tensor().into_iter().flat_map(|ty| &ty.shape).filter_map(|dim| dim.fixed());
-        fixed.fold(1usize, |n, dim| n.saturating_mul(dim.max(1)))
-    };
-    function.vars.iter().fold(0, |n, var| n.saturating_add(elements(&var.ty)))
-}
-
 fn zeros(function: &Function) -> Option<Tensors> {
     let mut inputs = Tensors::new();
     for input in &function.inputs {
@@ -59,10 +50,7 @@ fn zeros(function: &Function) -> Option<Tensors> {
             Flexibility::Range { default, .. } => Some(default.clone()),
             Flexibility::Enumerated(shapes) => shapes.first().cloned(),
         }?;
-        let elements = shape.iter().fold(1usize, |n, &dim| n.saturating_mul(dim.max(1)));
-        if elements > MOST_ELEMENTS {
-            return None;
-        }
+        LIMITS.check_value(&ValueType::tensor(ty.dtype, &shape)).ok()?;
         inputs.insert(info.name.clone(), Tensor::zeros(ty.dtype, shape).ok()?);
     }
     Some(inputs)

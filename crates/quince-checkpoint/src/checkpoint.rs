@@ -1,7 +1,7 @@
 //! An opened checkpoint.
 
 use crate::config::Config;
-use crate::format::{self, Contents};
+use crate::format::{self, Beside, Contents, Exact, Found};
 use crate::safetensors::not_found;
 use crate::suggest::{near, shown};
 use quince_tensor::{DType, Error, Result, Weight, bail};
@@ -22,39 +22,54 @@ use std::path::{Path, PathBuf};
 pub struct Checkpoint {
     format: &'static str,
     config: Config,
-    weights: BTreeMap<String, (Weight, Option<PathBuf>)>,
+    weights: BTreeMap<String, Stored>,
     sources: Vec<PathBuf>,
-    directory: Option<PathBuf>,
+    beside: Option<Beside>,
+}
+
+/// A weight and how it is stored; nothing is stored of one made in memory.
+struct Stored {
+    weight: Weight,
+    found: Option<Found>,
 }
 
 /// One tensor of a checkpoint.
 #[derive(Clone, Copy, Debug)]
 pub struct Entry<'a> {
-    /// Name, element type, shape and bytes.
+    /// Name, element type, shape and bytes, as they are asked for.
     pub weight: &'a Weight,
-    /// The file that holds it; `None` for a weight made in memory.
-    pub file: Option<&'a Path>,
+    found: Option<&'a Found>,
 }
 
-impl Entry<'_> {
+impl<'a> Entry<'a> {
     /// The Hugging Face name.
-    pub fn name(&self) -> &str {
+    pub fn name(&self) -> &'a str {
         self.weight.name()
     }
 
-    /// The element type in the file.
+    /// The element type of the weight: float32 where the file has something that is decoded.
     pub fn dtype(&self) -> DType {
         self.weight.dtype()
     }
 
+    /// The element type in the file, as its format calls it: `fp16`, `Q4_K`, ...
+    pub fn form(&self) -> &'a str {
+        self.found.map_or(self.weight.dtype().name(), |found| found.form.as_ref())
+    }
+
+    /// The file that holds it; `None` for a weight made in memory.
+    pub fn file(&self) -> Option<&'a Path> {
+        self.found.map(|found| found.file.as_path())
+    }
+
     /// The size along each axis.
-    pub fn shape(&self) -> &[usize] {
+    pub fn shape(&self) -> &'a [usize] {
         self.weight.shape()
     }
 
     /// The number of bytes in the file.
-    pub fn byte_len(&self) -> usize {
-        self.weight.byte_len()
+    pub fn byte_len(&self) -> u64 {
+        self.found.map_or(self.weight.byte_len() as u64, |found| found.bytes)
     }
 }
 
@@ -66,14 +81,25 @@ impl Checkpoint {
     pub fn open(path: impl AsRef<Path>) -> Result<Checkpoint> {
         let path = path.as_ref();
         let format = format::recognize(path)?;
-        let Contents { config, weights, sources, directory } = (format.open)(path)?;
-        if weights.is_empty() {
+        let Contents { config, weights: found, sources, beside } = (format.open)(path)?;
+        if found.is_empty() {
             let error = Error::new("found a checkpoint without tensors, expected weights");
             return Err(error.hint("download it again").at(path.display()));
         }
-        let weights =
-            weights.into_iter().map(|(weight, file)| (weight.name().to_string(), (weight, Some(file)))).collect();
-        Ok(Checkpoint { format: format.name, config, weights, sources, directory: Some(directory) })
+        let mut weights = BTreeMap::new();
+        for found in found {
+            let weight = found.weight.clone();
+            let name = weight.name().to_string();
+            if weights.insert(name, Stored { weight, found: Some(found) }).is_some() {
+                return Err(Error::new("found two tensors for one weight, expected one").at(path.display()));
+            }
+        }
+        Ok(Checkpoint { format: format.name, config, weights, sources, beside: Some(beside) })
+    }
+
+    /// Whether a path looks like a checkpoint, judged by little more than file names.
+    pub fn recognizes(path: impl AsRef<Path>) -> bool {
+        format::FORMATS.iter().any(|format| (format.recognizes)(path.as_ref()))
     }
 
     /// A checkpoint of weights made in memory, such as random ones for a test.
@@ -83,11 +109,12 @@ impl Checkpoint {
     pub fn from_weights(config: Config, weights: Vec<Weight>) -> Result<Checkpoint> {
         let mut named = BTreeMap::new();
         for weight in weights {
-            if let Some((weight, _)) = named.insert(weight.name().to_string(), (weight, None)) {
+            let stored = Stored { weight: weight.clone(), found: None };
+            if named.insert(weight.name().to_string(), stored).is_some() {
                 bail!("found two weights named `{}`, expected different names", shown(weight.name()));
             }
         }
-        Ok(Checkpoint { format: "memory", config, weights: named, sources: Vec::new(), directory: None })
+        Ok(Checkpoint { format: "memory", config, weights: named, sources: Vec::new(), beside: None })
     }
 
     /// The name of the format that it was read from.
@@ -111,7 +138,7 @@ impl Checkpoint {
     /// When there is none; the error lists names that are like it.
     pub fn weight(&self, name: &str) -> Result<Weight> {
         match self.weights.get(name) {
-            Some((weight, _)) => Ok(weight.clone()),
+            Some(stored) => Ok(stored.weight.clone()),
             None => Err(not_found(name, &near(name, self.names())).at(self.place())),
         }
     }
@@ -143,7 +170,7 @@ impl Checkpoint {
                 error.hint(format_args!("{config} says {}: does it belong to these weights?", says.join(", ")))
             }
         };
-        let file = self.weights.get(name).and_then(|(_, file)| file.as_deref());
+        let file = self.weights.get(name).and_then(|stored| stored.found.as_ref()).map(|found| &found.file);
         Err(error.at(file.map_or(self.place(), |file| file.display().to_string())))
     }
 
@@ -154,24 +181,58 @@ impl Checkpoint {
 
     /// All tensors, sorted by name.
     pub fn tensors(&self) -> impl Iterator<Item = Entry<'_>> {
-        self.weights.values().map(|(weight, file)| Entry { weight, file: file.as_deref() })
+        self.weights.values().map(|stored| Entry { weight: &stored.weight, found: stored.found.as_ref() })
     }
 
     /// The number of elements of all tensors.
     pub fn parameters(&self) -> u64 {
-        self.weights.values().map(|(weight, _)| weight.len() as u64).sum()
+        self.weights.values().map(|stored| stored.weight.len() as u64).sum()
     }
 
-    /// The number of bytes of all tensors.
+    /// The number of bytes of all tensors in the files.
     pub fn byte_len(&self) -> u64 {
-        self.weights.values().map(|(weight, _)| weight.byte_len() as u64).sum()
+        self.tensors().map(|entry| entry.byte_len()).sum()
     }
 
-    /// A file beside the weights, such as `tokenizer.json`, `tokenizer_config.json`, `chat_template.jinja` or
-    /// `generation_config.json`; `None` if there is none.
+    /// The integers and scales of a tensor, where it is stored as such and Core ML can keep them.
+    pub fn exact(&self, name: &str) -> Option<&Exact> {
+        self.weights.get(name)?.found.as_ref()?.exact.as_ref()
+    }
+
+    /// The directory of the tokenizer's and other files: `tokenizer.json`, `chat_template.jinja`, ...; `None` where the
+    /// model's file holds them, and [`Checkpoint::made_files`] has them.
+    pub fn directory(&self) -> Option<&Path> {
+        match self.beside.as_ref()? {
+            Beside::Directory(path) => Some(path),
+            Beside::Made(_) => None,
+        }
+    }
+
+    /// A file of the [`Checkpoint::directory`]; `None` if it is not there.
     pub fn file(&self, name: &str) -> Option<PathBuf> {
-        let path = self.directory.as_ref()?.join(name);
+        let path = self.directory()?.join(name);
         path.is_file().then_some(path)
+    }
+
+    /// The files that a Hugging Face directory would have and this format keeps otherwise, by name with their text; they
+    /// are made anew each time. None where they lie in the [`Checkpoint::directory`].
+    ///
+    /// # Errors
+    /// When what the format keeps is not what a tokenizer needs.
+    pub fn made_files(&self) -> Result<BTreeMap<String, String>> {
+        match &self.beside {
+            Some(Beside::Made(make)) => make().map_err(|error| error.at(self.place())),
+            _ => Ok(BTreeMap::new()),
+        }
+    }
+
+    /// What the model is called: the name of its directory or file.
+    pub fn name(&self) -> String {
+        let path = match self.directory() {
+            Some(directory) => std::fs::canonicalize(directory).unwrap_or_else(|_| directory.to_path_buf()),
+            None => self.config.path().with_extension(""),
+        };
+        path.file_name().map_or("model".to_string(), |name| name.to_string_lossy().into_owned())
     }
 
     /// The files that configuration and weights were read from, to be named in a manifest with their
@@ -182,6 +243,6 @@ impl Checkpoint {
 
     /// Where it came from, for errors.
     fn place(&self) -> String {
-        self.directory.as_deref().unwrap_or(self.config.path()).display().to_string()
+        self.directory().unwrap_or(self.config.path()).display().to_string()
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::config::Config;
 use crate::files;
-use crate::format::{Contents, Format};
+use crate::format::{Beside, Contents, Format, Found};
 use crate::safetensors::{SafetensorsFile, not_found};
 use crate::suggest::{near, shown};
 use quince_tensor::{Error, Result, Weight};
@@ -23,10 +23,11 @@ pub(crate) const SAFETENSORS: Format = Format {
         let weights = [SINGLE, INDEX].iter().any(|name| path.join(name).is_file());
         weights || (path.join("config.json").is_file() && !loose(path).is_empty())
     },
-    open,
+    open: read,
 };
 
-fn open(path: &Path) -> Result<Contents> {
+/// The configuration and the tensors as they are in the files.
+pub(crate) fn read(path: &Path) -> Result<Contents> {
     let config = Config::read(&path.join("config.json"))
         .map_err(|error| error.hint("config.json must lie beside the weights, as on the Hub"))?;
     let mut sources = vec![config.path().to_path_buf()];
@@ -35,18 +36,18 @@ fn open(path: &Path) -> Result<Contents> {
         let file = path.join(SINGLE);
         let weights = SafetensorsFile::open(&file)?.weights()?;
         sources.push(file.clone());
-        weights.into_iter().map(|weight| (weight, file.clone())).collect()
+        weights.into_iter().map(|weight| Found::plain(weight, file.clone())).collect()
     } else if path.join(INDEX).is_file() {
         let index = Index::read(path)?;
         sources.push(index.path.clone());
         sources.extend(index.shards.iter().cloned());
-        index.weights()?
+        index.weights()?.into_iter().map(|(weight, file)| Found::plain(weight, file)).collect()
     } else {
         let found = loose(path).join(", ");
         let error = Error::new(format!("found {found}, expected {SINGLE} or {INDEX}"));
         return Err(error.hint(format_args!("rename a single file to {SINGLE}")).at(path.display()));
     };
-    Ok(Contents { config, weights, sources, directory: path.to_path_buf() })
+    Ok(Contents { config, weights, sources, beside: Beside::Directory(path.to_path_buf()) })
 }
 
 /// The safetensors files of a directory, by any name.

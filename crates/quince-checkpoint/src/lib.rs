@@ -6,20 +6,25 @@
 //!
 //! This crate knows no architecture: which tensors a model needs, and of which shape, is asked from outside.
 
+mod blocks;
 mod checkpoint;
 mod config;
 mod digest;
 mod files;
 mod format;
+mod gguf;
 mod header;
 mod huggingface;
+mod packed;
 mod refused;
 mod safetensors;
 mod suggest;
+mod views;
 
 pub use checkpoint::{Checkpoint, Entry};
 pub use config::Config;
 pub use digest::sha256;
-pub use format::{FORMATS, Format};
+pub use format::{Exact, FORMATS, Format};
+pub use gguf::{GgufHeader, gguf_vocabulary};
 pub use header::{SafetensorsHeader, TensorInfo};
 pub use safetensors::{SafetensorsFile, write_safetensors};

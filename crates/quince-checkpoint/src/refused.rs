@@ -6,30 +6,10 @@ use crate::suggest::shown;
 use quince_tensor::{Error, Result};
 use std::path::Path;
 
-pub(crate) const GGUF: Format = Format {
-    name: "GGUF",
-    looks_like: "a .gguf file",
-    recognizes: |path| has_ending(path, &["gguf"]) || (config(path).is_none() && directory_has(path, &["gguf"])),
-    open: |path| refuse(path, "a GGUF file", "use the Hugging Face directory that it was made from"),
-};
-
-pub(crate) const MLX: Format = Format {
-    name: "MLX",
-    looks_like: "a directory whose config.json has `quantization`",
-    recognizes: |path| config(path).is_some_and(|config| config.get("quantization").is_some()),
-    open: |path| {
-        let config = Config::read(&path.join("config.json"))?;
-        let text = |key| config.get(key).map_or("?".to_string(), |value| shown(&value.to_string()));
-        let (bits, group) = (text("quantization.bits"), text("quantization.group_size"));
-        let what = format!("MLX weights quantized to {bits} bits in groups of {group}");
-        refuse(path, &what, "use the model that they were quantized from, in f32, f16 or bf16")
-    },
-};
-
 pub(crate) const QUANTIZED: Format = Format {
     name: "quantized safetensors",
     looks_like: "a directory whose config.json has `quantization_config`",
-    recognizes: |path| config(path).is_some_and(|config| config.get("quantization_config").is_some()),
+    recognizes: |path| config(path).is_some_and(|config| config.get("quantization_config.quant_method").is_some()),
     open: |path| {
         let config = Config::read(&path.join("config.json"))?;
         let method = config.get("quantization_config.quant_method").and_then(|method| method.as_str());

@@ -328,7 +328,9 @@ mod tests {
         let x = b.input("x", ValueType::Tensor(TensorType { dtype: DType::F32, shape }), flexibility);
         let y = build(&mut b, x);
         let function = b.finish(vec![y]);
-        let of = |items: usize| specialize(&function, &[vec![items, 4, 6]]).unwrap_or_else(|e| panic!("{e:?}"));
+        let of = |items: usize| {
+            specialize(&function, &[vec![items, 4, 6]], &Default::default()).unwrap_or_else(|e| panic!("{e:?}"))
+        };
         is_itemwise(&of(5), &of(1), 5)
     }
 

@@ -10,7 +10,7 @@ use crate::repetition;
 use crate::specialize::{Specialized, Unplanned, specialize};
 use crate::strict::Marks;
 use crate::weights::WeightCache;
-use quince_mil::{DType, Error, Flexibility, Function, Program, Result, Tensor, ValueType, bail, eval};
+use quince_mil::{DType, Error, Flexibility, Function, Limits, Program, Result, Tensor, ValueType, bail, eval};
 use quince_tensor::f16;
 
 /// Tensors by name.
@@ -23,6 +23,8 @@ pub struct Options {
     pub threads: usize,
     /// How exact the arithmetic is.
     pub precision: Precision,
+    /// What a program may take.
+    pub limits: Limits,
 }
 
 /// How exact the arithmetic is; fp32 programs are computed in f32 unless everything is rounded.
@@ -87,6 +89,9 @@ impl Engine {
     }
 
     /// States of zeros, for a new conversation.
+    ///
+    /// # Errors
+    /// When functions disagree on a state, or there is no memory for it.
     pub fn new_state(&self) -> Result<State> {
         let mut tensors: Vec<StateTensor> = Vec::new();
         for function in &self.program.functions {
@@ -95,7 +100,11 @@ impl Engine {
                 match tensors.iter().find(|state| state.name == info.name) {
                     Some(state) if state.shape == shape && state.dtype() == ty.dtype => {}
                     Some(_) => bail!("functions disagree on the type of the state `{}`", info.name),
-                    None => tensors.push(StateTensor::zeros(&info.name, ty.dtype, shape)?),
+                    None => {
+                        let place = |e: Error| e.at(format!("state `{}`", info.name));
+                        self.options.limits.check_value(&ty.clone().into()).map_err(place)?;
+                        tensors.push(StateTensor::zeros(&info.name, ty.dtype, shape)?);
+                    }
                 }
             }
         }
@@ -176,7 +185,7 @@ impl Engine {
     }
 
     fn strategy(&self, function: &Function, shapes: &[Vec<usize>], purpose: Purpose) -> Result<Strategy> {
-        let mut specialized = match specialize(function, shapes) {
+        let mut specialized = match specialize(function, shapes, &self.options.limits) {
             Ok(specialized) => specialized,
             Err(Unplanned::Dynamic) => return Ok(Strategy::Interpreted),
             Err(Unplanned::Wrong(error)) => return Err(error),
@@ -186,8 +195,14 @@ impl Engine {
         }
         let mode = Mode { precision: self.options.precision, purpose };
         let plan = planner::plan(&specialized, &self.weights, mode)?;
-        let parts =
-            if purpose == Purpose::Results { items_at_a_time(&specialized, &plan, function, shapes) } else { None };
+        let parts = if purpose == Purpose::Results {
+            self.items_at_a_time(&specialized, &plan, function, shapes)
+        } else {
+            None
+        };
+        if parts.is_none() {
+            self.options.limits.check_call(kept(&specialized, &plan))?;
+        }
         Ok(parts.map_or(Strategy::Planned(plan), Strategy::Parts))
     }
 
@@ -243,7 +258,7 @@ impl Engine {
         let marks = if self.options.precision == Precision::Strict { function.vars.len() } else { 0 };
         let marks = vec![Marks::default(); marks];
         let mut plainly = Plainly { function, observer, kernels: &self.kernels, marks };
-        let outputs = eval::run_observed(function, inputs, &mut states, &mut plainly)?;
+        let outputs = eval::run_observed(function, inputs, &mut states, &self.options.limits, &mut plainly)?;
         for tensor in &mut state.tensors {
             if let Some(new) = states.get(&tensor.name) {
                 tensor.set(new)?;
@@ -251,20 +266,36 @@ impl Engine {
         }
         Ok(outputs)
     }
+
+    /// How many items of a batch are computed at a time, if not all: as many as the caches hold the values of.
+    fn items_at_a_time(
+        &self,
+        many: &Specialized,
+        plan: &Plan,
+        function: &Function,
+        shapes: &[Vec<usize>],
+    ) -> Option<usize> {
+        /// Bytes of the values of a part. The second-level caches hold some of it, the third all, beside the weights.
+        const BYTES: usize = 8 << 20;
+        let items = *shapes.first()?.first()?;
+        let parts = plan.bytes().div_ceil(BYTES).min(items);
+        let singles: Vec<Vec<usize>> =
+            shapes.iter().map(|shape| [&[1], shape.get(1..).unwrap_or_default()].concat()).collect();
+        let mut one = if parts > 1 { specialize(function, &singles, &self.options.limits).ok()? } else { return None };
+        repetition::take_out(&mut one);
+        batch::is_itemwise(many, &one, items).then(|| items.div_ceil(parts))
+    }
 }
 
-/// How many items of a batch are computed at a time, if not all: as many as the caches hold the values of.
-fn items_at_a_time(many: &Specialized, plan: &Plan, function: &Function, shapes: &[Vec<usize>]) -> Option<usize> {
-    /// Bytes of the values of a part. The second-level caches hold some of it, the third all, beside the weights.
-    const BYTES: usize = 8 << 20;
-    let items = *shapes.first()?.first()?;
-    let bytes = plan.buffers.iter().sum::<usize>().saturating_mul(size_of::<f32>());
-    let parts = bytes.div_ceil(BYTES).min(items);
-    let singles: Vec<Vec<usize>> =
-        shapes.iter().map(|shape| [&[1], shape.get(1..).unwrap_or_default()].concat()).collect();
-    let mut one = if parts > 1 { specialize(function, &singles).ok()? } else { return None };
-    repetition::take_out(&mut one);
-    batch::is_itemwise(many, &one, items).then(|| items.div_ceil(parts))
+/// Bytes of the values that a call keeps: those of buffers, and all that are no floats.
+fn kept(specialized: &Specialized, plan: &Plan) -> usize {
+    let function = &specialized.function;
+    let computed = function.block.operations.iter().flat_map(|operation| &operation.outputs);
+    let whole = computed.filter(|var| {
+        let is_float = function.ty(**var).as_tensor().is_some_and(|ty| ty.dtype.is_float());
+        !is_float && specialized.constants[var.0 as usize].is_none()
+    });
+    whole.map(|var| Limits::bytes_of(function.ty(*var))).fold(plan.bytes(), usize::saturating_add)
 }
 
 fn missing(name: &str) -> Error {

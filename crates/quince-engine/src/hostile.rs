@@ -3,7 +3,7 @@
 
 use crate::{Engine, Options};
 use quince_mil::eval::{self, Tensors};
-use quince_mil::{Program, Result, Tensor, Weight, bail, text};
+use quince_mil::{Limits, Program, Result, Tensor, Weight, bail, text};
 
 /// The program of one function with these parameters, operations and results.
 fn program(parameters: &str, operations: &str, results: &str) -> Program {
@@ -140,19 +140,85 @@ fn loops_in_loops_end_too() {
     let program = program("tensor<fp32, [1]> x", &operations, "y");
     let engine = load(&program).unwrap();
     let error = engine.predict("main", &inputs(&program), &mut engine.new_state().unwrap()).unwrap_err().to_string();
-    assert!(error.contains("loops ran"), "{error}");
+    assert!(error.contains("loops ran 1048576 times") && error.contains("--limit iterations=N"), "{error}");
+}
+
+#[test]
+fn limits_hold_planned_and_interpreted() {
+    let limits = Limits { iterations: 9, value_bytes: 64, call_bytes: 100, folded_elements: 0 };
+    let error = |operations: &str| {
+        let program = program("tensor<fp32, [4]> x, int32 n", operations, "y");
+        let engine = Engine::load(program.clone(), Options { threads: 1, limits, ..Options::default() }).unwrap();
+        engine.predict("main", &inputs(&program), &mut engine.new_state().unwrap()).unwrap_err().to_string()
+    };
+    // One size is known before the function runs, the other is computed.
+    let known = "tensor<fp32, [20]> y = tile(x = x, reps = tensor<int32, [1]>([5]))[name = string(\"y\")];";
+    let found = error(known);
+    assert!(found.contains("`y`") && found.contains("80 bytes, expected at most 64"), "{found}");
+    let shaped = "tensor<int32, [1]> one = expand_dims(x = n, axes = tensor<int32, [1]>([0]))[];
+        tensor<int32, [1]> twenty = add(x = one, y = tensor<int32, [1]>([19]))[];
+        tensor<fp32, [?]> y = fill(shape = twenty, value = fp32(1))[name = string(\"y\")];";
+    let found = error(shaped);
+    assert!(found.contains("`y`") && found.contains("80 bytes") && found.contains("value-bytes=N"), "{found}");
+    let many: Vec<String> =
+        (0..9).map(|i| format!("tensor<fp32, [16]> t{i} = tile(x = x, reps = tensor<int32, [1]>([4]))[];")).collect();
+    let sum = "tensor<fp32, [144]> y = concat(values = (t0, t1, t2, t3, t4, t5, t6, t7, t8), axis = int32(0))[];";
+    let found = error(&format!("{} {}", many.concat(), sum.replace("144", "?")));
+    assert!(found.contains("bytes, expected at most"), "{found}");
+    let two = "tensor<fp32, [16]> a = tile(x = x, reps = tensor<int32, [1]>([4]))[];
+        tensor<fp32, [16]> b = exp(x = a)[];
+        tensor<fp32, [16]> c = sin(x = b)[];
+        tensor<fp32, [16]> d = mul(x = a, y = b)[];
+        tensor<fp32, [16]> y = add(x = c, y = d)[];";
+    let found = error(two);
+    assert!(found.contains("the values of a call take") && found.contains("call-bytes=N"), "{found}");
+    let forever = "int32 y = while_loop(loop_vars = (n))[]
+        block(int32 a) { bool b = const()[val = bool(true)]; } -> (b)
+        block(int32 c) { int32 d = add(x = c, y = int32(1))[]; } -> (d);";
+    assert!(error(forever).contains("loops ran 9 times"));
+}
+
+/// What is not computed beforehand is computed all the same.
+#[test]
+fn folding_less_changes_nothing() {
+    let operations = "
+        tensor<int32, [4]> r = range_1d(start = int32(0), end = int32(4), step = int32(1))[];
+        tensor<fp32, [4]> f = cast(x = r, dtype = string(\"fp32\"))[];
+        tensor<fp32, [4]> g = exp(x = f)[];
+        tensor<fp32, [4]> y = add(x = x, y = g)[name = string(\"y\")];";
+    let program = program("tensor<fp32, [4]> x", operations, "y");
+    let run = |folded_elements: usize| {
+        let limits = Limits { folded_elements, ..Limits::default() };
+        let engine = Engine::load(program.clone(), Options { threads: 1, limits, ..Options::default() }).unwrap();
+        engine.predict("main", &inputs(&program), &mut engine.new_state().unwrap()).unwrap()["y"].to_f32().unwrap()
+    };
+    let expected = run(1 << 20);
+    assert!((expected[3] - 24.085_537).abs() < 1e-5, "{expected:?}");
+    for folded_elements in [0, 5, 9] {
+        let close = run(folded_elements).iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-5);
+        assert!(close, "{folded_elements}");
+    }
 }
 
 #[test]
 fn what_no_memory_holds_is_refused() {
+    let limits = Limits { value_bytes: usize::MAX, call_bytes: usize::MAX, ..Limits::default() };
+    let refused = |program: &Program, limits: Limits| {
+        let engine = Engine::load(program.clone(), Options { threads: 1, limits, ..Options::default() });
+        let found = engine.and_then(|engine| engine.predict("main", &inputs(program), &mut engine.new_state()?));
+        found.unwrap_err().to_string()
+    };
     let state = program("state<tensor<fp16, [1099511627776, 4]>> s, tensor<fp32, [1]> x", "", "x");
-    let error = load(&state).err().unwrap().to_string();
+    let error = refused(&state, limits);
     assert!(error.contains("state `s`: there is no memory for"), "{error}");
+    let error = refused(&state, Limits::default());
+    assert!(error.contains("state `s`: tensor<fp16, [1099511627776, 4]> takes 8796093022208 bytes"), "{error}");
     let operations = "
         tensor<fp32, [1099511627776]> y = tile(x = x, reps = tensor<int64, [1]>([1099511627776]))[];
         tensor<fp32, [1]> z = reduce_sum(x = y, axes = tensor<int32, [1]>([0]), keep_dims = bool(true))[];";
     let large = program("tensor<fp32, [1]> x", operations, "z");
-    let engine = load(&large).unwrap();
-    let error = engine.predict("main", &inputs(&large), &mut engine.new_state().unwrap()).unwrap_err().to_string();
+    let error = refused(&large, limits);
     assert!(error.contains("there is no memory for"), "{error}");
+    let error = refused(&large, Limits::default());
+    assert!(error.contains("operation `y` (tile)") && error.contains("--limit value-bytes=N"), "{error}");
 }

@@ -35,6 +35,7 @@ mod work;
 pub use engine::{Engine, Options, Precision, State, Tensors};
 pub use memory::{StateData, StateTensor};
 pub use observe::{Observed, Observer, Origin, Source};
+pub use quince_mil::Limits;
 pub use range::{Finding, RangeReport};
 pub use strict::Rounding;
 pub use work::{Work, work};

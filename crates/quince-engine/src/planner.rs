@@ -35,6 +35,13 @@ pub(crate) struct Plan {
     pub marks: Vec<Marks>,
 }
 
+impl Plan {
+    /// Bytes of the buffers.
+    pub fn bytes(&self) -> usize {
+        self.buffers.iter().fold(0, |n: usize, len| n.saturating_add(*len)).saturating_mul(size_of::<f32>())
+    }
+}
+
 /// How a function is to be run.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default)]
 pub(crate) struct Mode {

@@ -145,8 +145,12 @@ mod tests {
         let seen = Tensor::from_vec([batch, 1, 1, l], vec![1, 1, 1, 0, 0, 1, 1, 1, 1, 0]).unwrap();
         let inputs = call(&[("mask", seen), ("q", floats(1, &[batch, 2, l, d]))]);
         let function = b.finish(vec![y]);
-        let mut specialized =
-            crate::specialize::specialize(&function, &[vec![batch, 1, 1, l], vec![batch, 2, l, d]]).unwrap();
+        let mut specialized = crate::specialize::specialize(
+            &function,
+            &[vec![batch, 1, 1, l], vec![batch, 2, l, d]],
+            &Default::default(),
+        )
+        .unwrap();
         super::take_out(&mut specialized);
         for name in ["rows", "number", "hidden", "flag", "added"] {
             let var = specialized.function.vars.iter().find(|var| var.name == name).unwrap();

@@ -1,7 +1,7 @@
 //! A function for given input shapes: every size known, everything that can be computed beforehand computed.
 
 use quince_mil::op::ArgInfo;
-use quince_mil::{Arg, Dim, Error, Function, Operation, Result, Tensor, Value, ValueType, Var, bail, verify};
+use quince_mil::{Arg, Dim, Error, Function, Limits, Operation, Result, Tensor, Value, ValueType, Var, bail, verify};
 
 /// A function whose variables all have fixed sizes, and the values of those that are known before it runs.
 pub(crate) struct Specialized {
@@ -9,6 +9,8 @@ pub(crate) struct Specialized {
     pub function: Function,
     /// By variable: its value, if it is known. Weights stay lazy; results of `constexpr_*` are not here.
     pub constants: Vec<Option<Value>>,
+    /// Elements of the results that were computed beforehand.
+    folded: usize,
 }
 
 /// Why a function cannot be planned: its sizes depend on values, or it branches. It is then run operation by operation.
@@ -30,15 +32,20 @@ impl From<Error> for Unplanned {
 const FOLD_LIMIT: usize = 1 << 22;
 
 /// Fixes the input shapes of `function`, in the order of its inputs; states keep theirs.
-pub(crate) fn specialize(function: &Function, shapes: &[Vec<usize>]) -> Result<Specialized, Unplanned> {
-    let mut out = Specialized { function: function.clone(), constants: vec![None; function.vars.len()] };
+pub(crate) fn specialize(
+    function: &Function,
+    shapes: &[Vec<usize>],
+    limits: &Limits,
+) -> Result<Specialized, Unplanned> {
+    let constants = vec![None; function.vars.len()];
+    let mut out = Specialized { function: function.clone(), constants, folded: 0 };
     for (input, shape) in function.inputs.iter().zip(shapes) {
         if let ValueType::Tensor(ty) = &mut out.function.vars[input.var.0 as usize].ty {
             ty.shape = shape.iter().map(|&n| Dim::Fixed(n)).collect();
         }
     }
     for operation in &function.block.operations {
-        out.operation(operation).map_err(|unplanned| match unplanned {
+        out.operation(operation, limits).map_err(|unplanned| match unplanned {
             Unplanned::Wrong(error) => Unplanned::Wrong(error.at(operation.place())),
             Unplanned::Dynamic => Unplanned::Dynamic,
         })?;
@@ -47,7 +54,7 @@ pub(crate) fn specialize(function: &Function, shapes: &[Vec<usize>]) -> Result<S
 }
 
 impl Specialized {
-    fn operation(&mut self, operation: &Operation) -> Result<(), Unplanned> {
+    fn operation(&mut self, operation: &Operation, limits: &Limits) -> Result<(), Unplanned> {
         if let (Some(value), [var]) = (operation.constant(), &operation.outputs[..]) {
             self.constants[var.0 as usize] = Some(value.clone());
             return Ok(());
@@ -70,10 +77,14 @@ impl Specialized {
                 let message = format!("its result `{}` is declared {}, found {ty}", declared.name, declared.ty);
                 return Err(Error::new(message).into());
             }
+            if !operation.op_name().starts_with("constexpr_") {
+                limits.check_value(&ty)?;
+            }
             self.function.vars[var.0 as usize].ty = ty;
         }
-        if self.folds(operation) {
+        if self.folds(operation, limits) {
             for (var, tensor) in operation.outputs.iter().zip(self.eval(operation)?) {
+                self.folded += tensor.len();
                 self.function.vars[var.0 as usize].ty = ValueType::tensor(tensor.dtype(), tensor.shape());
                 self.constants[var.0 as usize] = Some(tensor.into());
             }
@@ -86,9 +97,10 @@ impl Specialized {
     }
 
     /// Whether all that goes in is known, and what comes out is small. Only types go into `shape`.
-    fn folds(&self, operation: &Operation) -> bool {
+    fn folds(&self, operation: &Operation, limits: &Limits) -> bool {
         let name = operation.op_name();
-        let small = |var: &Var| elements(self.function.ty(*var)) <= FOLD_LIMIT;
+        let room = limits.folded_elements.saturating_sub(self.folded).min(FOLD_LIMIT);
+        let small = |var: &Var| elements(self.function.ty(*var)) <= room;
         let known = operation.used_vars().all(|var| self.constant(var).is_some());
         !name.starts_with("constexpr_")
             && !name.ends_with("_state")

@@ -37,7 +37,7 @@ pub(crate) fn f32s(shape: &[usize]) -> ValueType {
 pub(crate) fn check(function: Function, calls: &[eval::Tensors], tolerance: f32) -> Vec<&'static str> {
     let shapes: Vec<Vec<usize>> =
         function.inputs.iter().map(|i| function.ty(i.var).as_tensor().unwrap().dims().unwrap()).collect();
-    let specialized = specialize(&function, &shapes).unwrap_or_else(|e| panic!("{e:?}"));
+    let specialized = specialize(&function, &shapes, &Default::default()).unwrap_or_else(|e| panic!("{e:?}"));
     let plan = planner::plan(&specialized, &WeightCache::default(), planner::Mode::default()).unwrap();
     let kinds = plan.steps.iter().map(|step| step.kind).collect();
     let program = Program { functions: vec![function.clone()], ..Program::default() };

@@ -54,7 +54,7 @@ pub(crate) fn shows_what_is_defined(
     let (mut shown, mut defined) = (Recorder::default(), Recorder::default());
     engine.observe("main", inputs, &mut state.clone(), &mut shown).unwrap();
     let mut after = states.clone();
-    eval::run_observed(function, inputs, &mut after, &mut defined).unwrap();
+    eval::run_observed(function, inputs, &mut after, &Default::default(), &mut defined).unwrap();
     for number in &defined.names {
         let var = Var(number.parse().unwrap());
         let name = &function.var(var).name;
@@ -81,7 +81,7 @@ fn near(name: &str, found: &Tensor, expected: &Tensor, tolerance: f32) {
 
 fn engine(function: Function, precision: Precision) -> Engine {
     let program = Program { functions: vec![function], ..Program::default() };
-    Engine::load(program, Options { threads: 2, precision }).unwrap()
+    Engine::load(program, Options { threads: 2, precision, ..Options::default() }).unwrap()
 }
 
 /// The outputs of a call under fp16-strict, what was shown, and the report.

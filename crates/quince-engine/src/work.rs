@@ -1,7 +1,7 @@
 //! How much a call has to do at least: products with weights, and weights that are read.
 
 use crate::specialize::{Unplanned, specialize};
-use quince_mil::{Defs, Function, Operation, Result, ValueType, Var, bail};
+use quince_mil::{Defs, Function, Limits, Operation, Result, ValueType, Var, bail};
 use std::collections::HashSet;
 
 /// What one call of a function computes with its weights. Products of computed values, as in attention, and everything
@@ -23,7 +23,7 @@ pub fn work(function: &Function, shapes: &[Vec<usize>]) -> Result<Option<Work>> 
     if shapes.len() != function.inputs.len() {
         bail!("function `{}`: found {} shapes, expected {}", function.name, shapes.len(), function.inputs.len());
     }
-    let specialized = match specialize(function, shapes) {
+    let specialized = match specialize(function, shapes, &Limits::default()) {
         Ok(specialized) => specialized,
         Err(Unplanned::Dynamic) => return Ok(None),
         Err(Unplanned::Wrong(error)) => return Err(error),

@@ -3,16 +3,16 @@
 
 use crate::op::ArgInfo;
 use crate::verify::bind;
-use crate::{Arg, Block, Error, Function, Operation, Result, Tensor, Value, ValueType, Var, bail};
+use crate::{Arg, Args, Block, Error, Function, Limits, Op, Operation, Result, Tensor, Value, ValueType, Var, bail};
 use std::collections::BTreeMap;
 
 /// Tensors by name.
 pub type Tensors = BTreeMap<String, Tensor>;
 
 /// Runs `function` on inputs by name; states are read from `states` and written there. A state that is not there yet
-/// is zeros. Loops stop with an error when they have run [`MAX_ITERATIONS`] times, all together.
+/// is zeros. The limits are those of [`Limits::default`].
 pub fn run(function: &Function, inputs: &Tensors, states: &mut Tensors) -> Result<Tensors> {
-    run_observed(function, inputs, states, &mut Unobserved)
+    run_observed(function, inputs, states, &Limits::default(), &mut Unobserved)
 }
 
 /// Is shown every value of a run: inputs, results of operations, and what loops hand to their blocks.
@@ -39,21 +39,23 @@ impl Observer for Unobserved {
     }
 }
 
-/// [`run`] with somebody who looks on.
+/// [`run`] within other limits, with somebody who looks on.
 pub fn run_observed(
     function: &Function,
     inputs: &Tensors,
     states: &mut Tensors,
+    limits: &Limits,
     observer: &mut dyn Observer,
 ) -> Result<Tensors> {
     let values = vec![None; function.vars.len()];
-    let mut frame = Frame { function, values, states, iterations: 0, loops: Vec::new(), observer };
+    let mut frame = Frame { function, values, states, limits, iterations: 0, bytes: 0, loops: Vec::new(), observer };
     for input in &function.inputs {
         let info = function.var(input.var);
         match &info.ty {
             ValueType::State(ty) => {
                 let Some(shape) = ty.dims() else { bail!("state `{}` has an unknown size", info.name) };
                 if !frame.states.contains_key(&info.name) {
+                    limits.check_value(&info.ty).map_err(|e| e.at(format!("state `{}`", info.name)))?;
                     frame.states.insert(info.name.clone(), Tensor::zeros(ty.dtype, shape)?);
                 }
             }
@@ -79,15 +81,15 @@ pub fn run_observed(
     function.block.outputs.iter().map(output).collect()
 }
 
-/// How often the `while_loop`s of a function may run, all together.
-pub const MAX_ITERATIONS: usize = 1 << 20;
-
 struct Frame<'a> {
     function: &'a Function,
     values: Vec<Option<Value>>,
     states: &'a mut Tensors,
+    limits: &'a Limits,
     /// How often loops have run.
     iterations: usize,
+    /// Bytes of the values that are kept.
+    bytes: usize,
     /// How often each loop around the current operation ran before.
     loops: Vec<usize>,
     observer: &'a mut dyn Observer,
@@ -101,8 +103,12 @@ impl Frame<'_> {
 
     fn assign(&mut self, var: Var, operation: Option<&Operation>, value: Value) -> Result<()> {
         let value = self.observer.value(&Seen { var, operation, iterations: &self.loops }, value)?;
-        self.values[var.0 as usize] = Some(value);
-        Ok(())
+        let bytes = |value: &Value| if let Value::Tensor(tensor) = value { tensor.bytes().len() } else { 0 };
+        self.bytes = self.bytes.saturating_add(bytes(&value));
+        if let Some(before) = self.values[var.0 as usize].replace(value) {
+            self.bytes = self.bytes.saturating_sub(bytes(&before));
+        }
+        self.limits.check_call(self.bytes)
     }
 
     fn block(&mut self, block: &Block) -> Result<()> {
@@ -143,9 +149,15 @@ impl Frame<'_> {
                     Arg::Value(value) => Ok(ArgInfo::known(value.clone())),
                     Arg::Var(var) => Ok(ArgInfo::known(self.get(*var)?.clone())),
                 })?;
+                self.check_results(op, &args)?;
                 Ok(op.eval(&args)?.into_iter().map(Value::from).collect())
             }
         }
+    }
+
+    /// Sizes are checked before memory is taken.
+    fn check_results(&self, op: &dyn Op, args: &Args) -> Result<()> {
+        op.infer(args)?.iter().try_for_each(|ty| self.limits.check_value(ty))
     }
 
     fn arg(&self, operation: &Operation, param: &str) -> Result<Value> {
@@ -195,7 +207,8 @@ impl Frame<'_> {
             });
         }
         self.loops.push(0);
-        while self.iterations < MAX_ITERATIONS {
+        loop {
+            self.limits.check_iterations(self.iterations)?;
             self.iterations += 1;
             self.set(operation, &condition.inputs, &values)?;
             self.block(condition)?;
@@ -214,7 +227,6 @@ impl Frame<'_> {
                 *count += 1;
             }
         }
-        bail!("loops ran {MAX_ITERATIONS} times without an end")
     }
 
     fn set(&mut self, operation: &Operation, vars: &[Var], values: &[Value]) -> Result<()> {

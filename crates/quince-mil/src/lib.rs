@@ -7,6 +7,7 @@
 pub mod builder;
 pub mod compare;
 pub mod eval;
+mod limits;
 pub mod names;
 pub mod op;
 pub mod ops;
@@ -18,6 +19,7 @@ pub mod value;
 pub mod verify;
 
 pub use builder::{Builder, Input};
+pub use limits::Limits;
 pub use op::{Args, Op, Opset, Param};
 pub use program::{Arg, Block, Defs, Flexibility, Function, FunctionInput, OpKind, Operation, Program, Var, VarInfo};
 pub use quince_tensor::{DType, Error, Result, Tensor, Weight, bail};

@@ -30,6 +30,7 @@ mod stop;
 #[cfg(test)]
 mod testing;
 mod tokenizer;
+mod tokenizer_files;
 mod validate;
 
 pub use bench::{

@@ -28,12 +28,12 @@ pub type Propose<'a> = dyn FnMut(&[u32], usize) -> Result<Vec<u32>> + 'a;
 
 impl Reference {
     /// A reference from a program with a function of `input_ids` [1, S] to `logits` [1, S, V]: the semantic program of a
-    /// checkpoint, or any other. It is computed in f32 on `threads` threads, 0 for as many as there are cores.
+    /// checkpoint, or any other. It is computed in f32, whatever the options say.
     ///
     /// # Errors
     /// When there is no such function, or the program is not well formed.
-    pub fn new(program: Program, threads: usize) -> Result<Reference> {
-        let engine = Engine::load(program, Options { threads, precision: Precision::Exact })?;
+    pub fn new(program: Program, options: Options) -> Result<Reference> {
+        let engine = Engine::load(program, Options { precision: Precision::Exact, ..options })?;
         let decoder = Decoder::new(Arc::new(engine)).map_err(|error| error.at("reference"))?;
         if !decoder.routes().contains(&Route::Full) {
             bail!("reference: found no function without a cache, expected `input_ids` [1, S] to `logits` [1, S, V]");

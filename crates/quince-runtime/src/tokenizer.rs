@@ -3,10 +3,9 @@
 //! `tokenizer.json` is run by the `tokenizers` crate, which no type of this module shows. Truncation and padding that
 //! the file may ask for are switched off: they are habits of training, and would cut prompts without a word.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use quince_tensor::{Error, Result, bail};
 use serde_json::{Map, Value};
@@ -14,6 +13,7 @@ use tokenizers::processors::template::TemplateProcessing;
 
 use crate::chat_template::{ChatRequest, ChatTemplate};
 use crate::detokenize::TextStream;
+use crate::tokenizer_files::{Configs, Files};
 
 /// What becomes of special tokens such as `<s>` and `<|im_end|>`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,17 +42,25 @@ impl Tokenizer {
     /// # Errors
     /// A missing `tokenizer.json`, or a file that is not what its name says; the message names the file.
     pub fn from_dir(dir: impl AsRef<Path>) -> Result<Tokenizer> {
-        let dir = dir.as_ref();
-        let path = dir.join("tokenizer.json");
-        let bytes = match fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(error) => {
-                let hint = "save the tokenizer with transformers' `save_pretrained`, or fetch tokenizer.json from the model's page";
-                return Err(Error::new(error.to_string()).at(path.display()).hint(hint));
-            }
+        Tokenizer::from_files(&Files::Directory(dir.as_ref()))
+    }
+
+    /// The same from texts by file name, for models that keep them in a file of their own; errors name `place`.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::from_dir`].
+    pub fn from_texts(place: &Path, texts: &BTreeMap<String, String>) -> Result<Tokenizer> {
+        Tokenizer::from_files(&Files::Texts { place, texts })
+    }
+
+    fn from_files(files: &Files) -> Result<Tokenizer> {
+        let path = files.path("tokenizer.json");
+        let Some(bytes) = files.read("tokenizer.json")? else {
+            let hint = "save the tokenizer with transformers' `save_pretrained`, or fetch tokenizer.json from the model's page";
+            return Err(Error::new("found no such file, expected the tokenizer").at(path.display()).hint(hint));
         };
         let mut inner = load(&bytes).map_err(|error| error.at(path.display()))?;
-        let config = Configs::read(dir)?;
+        let config = Configs::read(files)?;
         if let Some((bos, eos)) = config.begin_and_end()? {
             let processor = surround(&inner, bos.as_deref(), eos.as_deref())?;
             inner.with_post_processor(Some(processor));
@@ -65,11 +73,12 @@ impl Tokenizer {
         let mut seen = BTreeSet::new();
         eos.retain(|id| seen.insert(*id));
         let bos = id_of("bos_token").or(config.ids("bos_token_id")?.first().copied());
-        let sources = config.chat_templates(dir)?;
+        let sources = config.chat_templates(files)?;
         let chat_template = match sources.is_empty() {
             true => None,
             false => {
-                Some(ChatTemplate::new(&sources, special_tokens.clone()).map_err(|error| error.at(dir.display()))?)
+                let template = ChatTemplate::new(&sources, special_tokens.clone());
+                Some(template.map_err(|error| error.at(files.place().display()))?)
             }
         };
         let special_ids = inner.get_added_tokens_decoder().into_iter().filter(|(_, token)| token.special);
@@ -214,140 +223,6 @@ fn has_byte_fallback(tokenizer_json: &[u8]) -> bool {
     serde_json::from_slice::<Value>(tokenizer_json).is_ok_and(|json| json.get("decoder").is_some_and(mentions))
 }
 
-/// The files beside tokenizer.json; a missing one is `null`.
-struct Configs {
-    tokenizer_path: PathBuf,
-    tokenizer: Value,
-    special_tokens_map: Value,
-    generation: Value,
-    model: Value,
-}
-
-impl Configs {
-    fn read(dir: &Path) -> Result<Configs> {
-        Ok(Configs {
-            tokenizer_path: dir.join("tokenizer_config.json"),
-            tokenizer: read_json(&dir.join("tokenizer_config.json"))?,
-            special_tokens_map: read_json(&dir.join("special_tokens_map.json"))?,
-            generation: read_json(&dir.join("generation_config.json"))?,
-            model: read_json(&dir.join("config.json"))?,
-        })
-    }
-
-    /// `NAME_token` entries, as strings (some files have objects with a `content`), tokenizer_config.json first.
-    fn special_tokens(&self) -> Map<String, Value> {
-        const NAMES: [&str; 7] =
-            ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
-        let text = |value: &Value| value.as_str().or_else(|| value.get("content")?.as_str()).map(str::to_owned);
-        let mut found = Map::new();
-        for name in NAMES {
-            let in_config = self.tokenizer.get(name).and_then(text);
-            if let Some(token) = in_config.or_else(|| self.special_tokens_map.get(name).and_then(text)) {
-                found.insert(name.to_owned(), token.into());
-            }
-        }
-        found
-    }
-
-    /// One id or a list, from generation_config.json, else from config.json.
-    fn ids(&self, name: &str) -> Result<Vec<u32>> {
-        for (file, json) in [("generation_config.json", &self.generation), ("config.json", &self.model)] {
-            let one = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
-            let ids = match json.get(name) {
-                None | Some(Value::Null) => continue,
-                Some(Value::Array(list)) => list.iter().map(one).collect(),
-                Some(value) => one(value).map(|id| vec![id]),
-            };
-            return ids.ok_or_else(|| {
-                let path = self.tokenizer_path.with_file_name(file);
-                Error::new(format!("{name}: found {}, expected a token id or a list of them", json[name]))
-                    .at(path.display())
-            });
-        }
-        Ok(Vec::new())
-    }
-
-    /// The tokens to put before and after a text, where tokenizer.json is not to decide it: for the tokenizers derived
-    /// from SentencePiece, transformers takes `add_bos_token` and `add_eos_token` of tokenizer_config.json.
-    fn begin_and_end(&self) -> Result<Option<(Option<String>, Option<String>)>> {
-        const CLASSES: [&str; 4] = ["LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer", "CohereTokenizer"];
-        let class = self.tokenizer.get("tokenizer_class").and_then(Value::as_str).unwrap_or_default();
-        let flags = ["add_bos_token", "add_eos_token"].map(|name| self.tokenizer.get(name).and_then(Value::as_bool));
-        if !CLASSES.contains(&class.trim_end_matches("Fast")) || flags == [None, None] {
-            return Ok(None);
-        }
-        let special_tokens = self.special_tokens();
-        let wanted = |flag: bool, name: &str| -> Result<Option<String>> {
-            match special_tokens.get(name).and_then(Value::as_str) {
-                Some(token) if flag => Ok(Some(token.to_owned())),
-                None if flag => bail!("{}: found no {name}, expected one to add", self.tokenizer_path.display()),
-                _ => Ok(None),
-            }
-        };
-        Ok(Some((wanted(flags[0].unwrap_or(true), "bos_token")?, wanted(flags[1].unwrap_or(false), "eos_token")?)))
-    }
-
-    /// The templates by name. `chat_template.jinja` wins over tokenizer_config.json, which holds one template or a
-    /// list of named ones; `chat_template.json` and `additional_chat_templates/` are what processors and newer
-    /// checkpoints have.
-    fn chat_templates(&self, dir: &Path) -> Result<Vec<(String, String)>> {
-        let mut found: Vec<(String, String)> = Vec::new();
-        let legacy = dir.join("chat_template.json");
-        let in_legacy = read_json(&legacy)?;
-        for (path, json) in [(&self.tokenizer_path, &self.tokenizer), (&legacy, &in_legacy)] {
-            match json.get("chat_template") {
-                Some(Value::String(source)) => found.push(("default".to_owned(), source.clone())),
-                Some(Value::Array(list)) => {
-                    for (index, entry) in list.iter().enumerate() {
-                        found.push(
-                            named_template(entry)
-                                .map_err(|e| e.at(format!("{}: chat_template[{index}]", path.display())))?,
-                        );
-                    }
-                }
-                None | Some(Value::Null) => {}
-                Some(other) => bail!("{}: chat_template: found {other}, expected a string or a list", path.display()),
-            }
-        }
-        found.extend(template_files(dir)?);
-        // The last of a name wins; the order of first appearance stays.
-        let mut merged: Vec<(String, String)> = Vec::new();
-        for (name, source) in found {
-            match merged.iter_mut().find(|(known, _)| *known == name) {
-                Some(entry) => entry.1 = source,
-                None => merged.push((name, source)),
-            }
-        }
-        Ok(merged)
-    }
-}
-
-fn named_template(entry: &Value) -> Result<(String, String)> {
-    match (entry.get("name").and_then(Value::as_str), entry.get("template").and_then(Value::as_str)) {
-        (Some(name), Some(template)) => Ok((name.to_owned(), template.to_owned())),
-        _ => bail!("found {entry}, expected {{\"name\": ..., \"template\": ...}}"),
-    }
-}
-
-/// `chat_template.jinja` (named `default`) and `additional_chat_templates/NAME.jinja`.
-fn template_files(dir: &Path) -> Result<Vec<(String, String)>> {
-    let read = |path: &Path| fs::read_to_string(path).map_err(|error| Error::new(error.to_string()).at(path.display()));
-    let mut found = Vec::new();
-    let single = dir.join("chat_template.jinja");
-    if single.is_file() {
-        found.push(("default".to_owned(), read(&single)?));
-    }
-    if let Ok(entries) = fs::read_dir(dir.join("additional_chat_templates")) {
-        let mut paths: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
-        paths.sort();
-        for path in paths.iter().filter(|path| path.extension().is_some_and(|extension| extension == "jinja")) {
-            let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-            found.push((name, read(path)?));
-        }
-    }
-    Ok(found)
-}
-
 /// A post-processor that puts tokens before and after each text.
 fn surround(tokenizer: &tokenizers::Tokenizer, bos: Option<&str>, eos: Option<&str>) -> Result<TemplateProcessing> {
     let mut ids = Vec::new();
@@ -371,24 +246,13 @@ fn surround(tokenizer: &tokenizers::Tokenizer, bos: Option<&str>, eos: Option<&s
     build().map_err(|error| Error::new(format!("tokenizer: add_bos_token and add_eos_token: {error}")))
 }
 
-fn read_json(path: &Path) -> Result<Value> {
-    let bytes = match fs::read(path) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Value::Null),
-        Err(error) => return Err(Error::new(error.to_string()).at(path.display())),
-    };
-    let json = serde_json::from_slice(&bytes);
-    json.map_err(|error| {
-        Error::new(format!("found {error}, expected JSON")).at(path.display()).hint("fetch the file again")
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::python::Moment;
     use crate::testing::{TINY_LLAMA, golden, sentence_piece, tiny_llama};
     use crate::{ChatRequest, Message};
+    use std::fs;
 
     const NOON: Moment = Moment { unix_seconds: 43_200, utc_offset_seconds: 0 };
 

@@ -111,7 +111,7 @@ fn perplexity_is_what_transformers_computes() {
 
 fn validated(program: Program) -> Validation {
     let checkpoint = Checkpoint::open(model()).unwrap();
-    let mut reference = Reference::new(semantic(&checkpoint).unwrap().program, 0).unwrap();
+    let mut reference = Reference::new(semantic(&checkpoint).unwrap().program, Default::default()).unwrap();
     let tokenizer = Tokenizer::from_dir(model()).unwrap();
     let mut candidate = Decoder::new(Arc::new(engine(program))).unwrap();
     validate(&mut candidate, &mut reference, Some(&tokenizer), &Suite::built_in().unwrap(), &mut |_| ()).unwrap()
@@ -174,7 +174,7 @@ fn a_package_with_a_weight_of_zeros_is_not() {
 #[test]
 fn the_reference_says_the_same_whatever_is_guessed() {
     let checkpoint = Checkpoint::open(model()).unwrap();
-    let mut reference = Reference::new(semantic(&checkpoint).unwrap().program, 0).unwrap();
+    let mut reference = Reference::new(semantic(&checkpoint).unwrap().program, Default::default()).unwrap();
     let golden = golden();
     let (prompt, expected) =
         (ids(&golden["transcripts"][0]["prompt_ids"]), ids(&golden["transcripts"][0]["output_ids"]));

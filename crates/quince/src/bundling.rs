@@ -10,6 +10,7 @@ use quince_checkpoint::{Checkpoint, sha256};
 use quince_mlpackage::{Package, Written};
 use quince_runtime::{COMPANIONS, CacheLayout, FileEntry, MANIFEST, Manifest, PACKAGE, Source, VALIDATION, Validation};
 use quince_tensor::Error;
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -34,6 +35,8 @@ pub struct Draft {
     pub cache: Option<CacheLayout>,
     /// Files that go into the bundle as they are.
     pub companions: Vec<PathBuf>,
+    /// Files that go into the bundle and are not on disk, by name with their text.
+    pub made: BTreeMap<String, String>,
 }
 
 impl Draft {
@@ -42,23 +45,21 @@ impl Draft {
     /// # Errors
     /// When a file of it cannot be read.
     pub fn of_checkpoint(checkpoint: &Checkpoint, architecture: &str, cache: Option<CacheLayout>) -> Result<Draft> {
-        let directory = checkpoint.config().path().parent().unwrap_or(Path::new("."));
-        let full = fs::canonicalize(directory).map_err(|e| refused("look at the checkpoint", directory, &e))?;
-        let name = full.file_name().map_or("model".to_string(), |name| name.to_string_lossy().into_owned());
+        let directory = checkpoint.directory();
         let files = checkpoint.sources().iter().map(|path| {
             interrupt::check()?;
             entry(path, path.file_name().map_or(String::new(), |name| name.to_string_lossy().into_owned()))
         });
         let source = Source { format: checkpoint.format().to_string(), files: files.collect::<Result<_>>()? };
-        let companions = companions(directory);
         Ok(Draft {
-            name,
+            name: checkpoint.name(),
             version: "1.0.0".to_string(),
             architecture: architecture.to_string(),
-            licence: licence(directory),
+            licence: directory.and_then(licence),
             source,
             cache,
-            companions,
+            companions: directory.map(companions).unwrap_or_default(),
+            made: checkpoint.made_files()?,
         })
     }
 
@@ -72,6 +73,7 @@ impl Draft {
             source: manifest.source.clone(),
             cache: manifest.cache.clone(),
             companions: companions(directory),
+            made: BTreeMap::new(),
         }
     }
 }
@@ -119,6 +121,10 @@ pub fn write_bundle(
     for file in &draft.companions {
         let Some(name) = file.file_name() else { continue };
         fs::copy(file, directory.join(name)).map_err(|e| refused("copy into the bundle", file, &e))?;
+    }
+    for (name, text) in &draft.made {
+        let path = directory.join(name);
+        fs::write(&path, text).map_err(|e| refused("write", &path, &e))?;
     }
     let parts = stored::parts(&stored::weights(&package.program));
     let form = |part: stored::Part| part.forms.into_iter().collect::<Vec<_>>().join("; ");

@@ -1,6 +1,7 @@
 //! The command line: what all commands share. Each command's own options stand in its file.
 
 use crate::commands::Command;
+use crate::options::limits::{self, LimitArg};
 use clap::{ArgAction, Args, Parser, ValueEnum};
 
 /// quince turns a transformer checkpoint into a compressed Core ML package on any operating system, runs the package,
@@ -46,6 +47,13 @@ pub struct GlobalArgs {
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024),
           help_heading = "Global options")]
     pub threads: Option<u16>,
+    /// What a program that is run may take at most, so that no file holds the machine for ever or fills it; may be
+    /// repeated. iterations: how often the loops of a call run, all together [1048576]; value-bytes: the largest value
+    /// [16GiB]; call-bytes: all values that a call keeps at one time [64GiB]; folded-elements: what is computed before
+    /// the first call and kept [67108864]
+    #[arg(long = "limit", global = true, value_name = "NAME=VALUE", value_parser = limits::parse,
+          help_heading = "Global options")]
+    pub limits: Vec<LimitArg>,
 }
 
 /// When to use colours.

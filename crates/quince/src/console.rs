@@ -3,8 +3,10 @@
 use crate::cli::{Color, GlobalArgs};
 use crate::failure::{Failure, Result, refused};
 use crate::interrupt;
+use crate::options::limits::limits;
 use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use quince_engine::Limits;
 use quince_tensor::Error;
 use serde::Serialize;
 use std::io::{IsTerminal, Write};
@@ -20,6 +22,7 @@ pub struct Console {
     verbose: bool,
     colored_errors: bool,
     threads: usize,
+    limits: Limits,
 }
 
 /// What a progress bar counts.
@@ -40,12 +43,17 @@ impl Console {
             Color::Auto => std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none(),
         };
         let threads = global.threads.map_or_else(processors, usize::from).min(MAX_OVERLOAD * processors());
-        Console { quiet: global.quiet, verbose: global.verbose, colored_errors, threads }
+        Console { quiet: global.quiet, verbose: global.verbose, colored_errors, threads, limits: limits(&global.limits) }
     }
 
     /// How many threads may compute.
     pub fn threads(&self) -> usize {
         self.threads
+    }
+
+    /// What a program may take when it runs.
+    pub fn limits(&self) -> Limits {
+        self.limits
     }
 
     /// Prints a result to stdout.

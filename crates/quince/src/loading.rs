@@ -32,7 +32,7 @@ pub enum Purpose {
 /// # Errors
 /// When it is none of them, or cannot be run.
 pub fn load(path: &Path, purpose: Purpose, options: Options) -> Result<Model> {
-    if Bundle::recognizes(path) || !path.join("config.json").is_file() {
+    if Bundle::recognizes(path) || !(path.join("config.json").is_file() || Checkpoint::recognizes(path)) {
         let bundle = Bundle::open(path)?;
         let decoder = decoder(bundle.read_package()?.program, options).map_err(|e| e.at(path.display()))?;
         return Ok(Model { decoder, tokenizer: tokenizer(bundle.directory())? });
@@ -45,7 +45,20 @@ pub fn load(path: &Path, purpose: Purpose, options: Options) -> Result<Model> {
             convert(&checkpoint, &exact)?.program
         }
     };
-    Ok(Model { decoder: decoder(program, options)?, tokenizer: tokenizer(path)? })
+    Ok(Model { decoder: decoder(program, options)?, tokenizer: tokenizer_of(&checkpoint)? })
+}
+
+/// The tokenizer of a checkpoint, if it has one: of its directory, or made of what its file says.
+///
+/// # Errors
+/// When it has one that cannot be read.
+pub fn tokenizer_of(checkpoint: &Checkpoint) -> Result<Option<Tokenizer>> {
+    if let Some(directory) = checkpoint.directory() {
+        return tokenizer(directory);
+    }
+    let files = checkpoint.made_files()?;
+    let there = files.contains_key("tokenizer.json");
+    Ok(there.then(|| Tokenizer::from_texts(checkpoint.config().path(), &files)).transpose()?)
 }
 
 /// The tokenizer of a directory, if it has one.

@@ -8,7 +8,6 @@ use quince_convert::semantic;
 use quince_engine::{Engine, Options, Precision};
 use quince_mil::Program;
 use quince_runtime::{Bundle, Decoder, Reference, Suite, Validation, validate};
-use std::path::Path;
 use std::sync::Arc;
 
 /// Validates a package against the checkpoint that it was made from.
@@ -23,15 +22,14 @@ pub fn against_checkpoint(
 ) -> Result<Validation> {
     let reference = semantic(checkpoint)?.program;
     // The package is run as it is shipped; its tokenizer is that of its bundle, or the checkpoint's.
-    let directory = checkpoint.config().path().parent().unwrap_or(Path::new("."));
     let tokenizer = match loading::tokenizer(bundle.directory())? {
         Some(tokenizer) => Some(tokenizer),
-        None => loading::tokenizer(directory)?,
+        None => loading::tokenizer_of(checkpoint)?,
     };
-    let options = Options { threads: console.threads(), precision: Precision::Default };
+    let options = Options { threads: console.threads(), precision: Precision::Default, limits: console.limits() };
     let mut candidate =
-        decoder(bundle.read_package()?.program, options).map_err(|e| e.at(bundle.package_path().display()))?;
-    let mut reference = Reference::new(reference, console.threads())?;
+        decoder(bundle.read_package()?.program, options.clone()).map_err(|e| e.at(bundle.package_path().display()))?;
+    let mut reference = Reference::new(reference, options)?;
     let bar = console.bar("validating", 0, Counted::Things(""));
     let found = validate(&mut candidate, &mut reference, tokenizer.as_ref(), suite, &mut |progress| {
         bar.set_prefix(progress.what);

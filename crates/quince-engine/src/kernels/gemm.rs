@@ -2,13 +2,17 @@
 //!
 //! The scheme is that of Goto and van de Geijn (2008): a panel of `2 · LANES` columns and [`DEPTH`] terms stays in the
 //! first-level cache while row tiles pass by. Every output adds its terms in the order of `k`, block by block, so
-//! that neither the number of threads nor the number of rows changes a result.
+//! that the number of threads does not change a result. Few rows are not worth a panel: see [`dots`].
+
+use std::ops::Range;
 
 use super::dequantize::dequantize_generic;
 use super::scratch::{Scratch, with_scratch};
 use super::simd::{Simd, for_isa};
-use super::weights::PackedWeight;
+use super::weights::{Encoding, Floats, PackedWeight};
 use super::{Kernels, SharedMut};
+
+mod dots;
 
 /// Terms of a sum that are taken at a time.
 const DEPTH: usize = 256;
@@ -26,6 +30,24 @@ pub(crate) enum Right<'a> {
     Weight(&'a PackedWeight),
     /// Numbers of which element (n, k) lies at `n · row_stride + k · col_stride`.
     Strided { data: &'a [f32], row_stride: usize, col_stride: usize },
+}
+
+impl<'a> Right<'a> {
+    /// Its rows and how far they lie apart, if they are f32 in memory, each in one piece.
+    fn in_place(self) -> Option<(&'a [f32], usize)> {
+        match self {
+            Right::Strided { data, row_stride, col_stride: 1 } => Some((data, row_stride)),
+            Right::Weight(weight) => match weight.encoding() {
+                Encoding::Dense(Floats::F32(bytes)) if cfg!(target_endian = "little") => {
+                    // SAFETY: every pattern of bits is a number.
+                    let (before, numbers, after) = unsafe { bytes.align_to::<f32>() };
+                    (before.is_empty() && after.is_empty()).then_some((numbers, weight.cols()))
+                }
+                _ => None,
+            },
+            Right::Strided { .. } => None,
+        }
+    }
 }
 
 /// The sizes of a product: `y[M, N] = x[M, K] · right[N, K]ᵀ`.
@@ -48,6 +70,9 @@ pub(crate) fn gemm(kernels: &Kernels, sizes: Sizes, x: &[f32], right: Right, bia
         let row = bias.map_or(vec![0.0; n], <[f32]>::to_vec);
         return y.chunks_exact_mut(n.max(1)).for_each(|y| y.copy_from_slice(&row));
     }
+    if m <= dots::MOST_ROWS && dots::takes(right) {
+        return dots::dots(kernels, sizes, x, right, bias, y);
+    }
     for first in (0..m).step_by(ROWS) {
         let rows = ROWS.min(m - first);
         let (x, y) = (&x[first * k..(first + rows) * k], &mut y[first * n..(first + rows) * n]);
@@ -65,12 +90,10 @@ fn gemm_rows(kernels: &Kernels, sizes: Sizes, x: &[f32], right: Right, bias: Opt
     let padded = sizes.m.next_multiple_of(tile_rows);
     with_scratch(&LEFT, padded * sizes.k, |left| {
         let shared = SharedMut::new(left);
-        let blocks = sizes.k.div_ceil(DEPTH);
-        kernels.pool.run(blocks, |block| {
-            let depth = DEPTH.min(sizes.k - block * DEPTH);
-            // SAFETY: the blocks' parts follow each other.
-            let part = unsafe { shared.slice(block * DEPTH * padded, depth * padded) };
-            pack_left(x, sizes, block * DEPTH, depth, tile_rows, part);
+        kernels.pool.run(padded.div_ceil(BLOCK_ROWS), |block| {
+            let rows = block * BLOCK_ROWS..padded.min((block + 1) * BLOCK_ROWS);
+            for_isa!(kernels.isa, pack_left(x: &[f32] = x, sizes: Sizes = sizes, padded: usize = padded,
+                rows: Range<usize> = rows, left: &SharedMut<f32> = &shared));
         });
         let left = &*left;
         let cols = TASK_COLS.min(sizes.n.div_ceil(4 * kernels.pool.threads()).next_multiple_of(tile_cols));
@@ -84,21 +107,6 @@ fn gemm_rows(kernels: &Kernels, sizes: Sizes, x: &[f32], right: Right, bias: Opt
             });
         });
     });
-}
-
-/// Lays rows out as tiles: for each `tile_rows` rows, for each k, one element of every row; missing rows are zero.
-fn pack_left(x: &[f32], sizes: Sizes, first_k: usize, depth: usize, tile_rows: usize, out: &mut [f32]) {
-    for (tile, out) in out.chunks_exact_mut(tile_rows * depth).enumerate() {
-        for i in 0..tile_rows {
-            let row = tile * tile_rows + i;
-            if row < sizes.m {
-                let x = &x[row * sizes.k + first_k..][..depth];
-                x.iter().zip(out[i..].iter_mut().step_by(tile_rows)).for_each(|(&x, out)| *out = x);
-            } else {
-                out[i..].iter_mut().step_by(tile_rows).for_each(|out| *out = 0.0);
-            }
-        }
-    }
 }
 
 /// The columns `first..first + cols` of a product.
@@ -120,6 +128,26 @@ struct Job<'a> {
 #[inline(always)]
 unsafe fn tile_shape<S: Simd>() -> (usize, usize) {
     (S::TILE_ROWS, 2 * S::LANES)
+}
+
+/// Lays whole tiles of rows out, those `rows` of `padded`: for each block of [`DEPTH`] terms, for each tile, for each
+/// term, one element of every row of the tile; missing rows are zero.
+#[inline(always)]
+unsafe fn pack_left<S: Simd>(x: &[f32], sizes: Sizes, padded: usize, rows: Range<usize>, left: &SharedMut<f32>) {
+    let Sizes { m, k, .. } = sizes;
+    for first_k in (0..k).step_by(DEPTH) {
+        let depth = DEPTH.min(k - first_k);
+        // SAFETY: tiles follow each other, and each is laid out by one task.
+        let tiles = unsafe { left.slice(first_k * padded + rows.start * depth, rows.len() * depth) };
+        for row in rows.clone().step_by(S::TILE_ROWS) {
+            let tile = &mut tiles[(row - rows.start) * depth..];
+            let x = &x[row * k + first_k..];
+            let count = S::TILE_ROWS.min(m - row);
+            // A tile may take rows of the next one along, which is written over what is too much.
+            let along = if S::TILE_ROWS < 8 && row + 8 <= m.min(rows.end) { 8 } else { count };
+            unsafe { transpose_rows::<S>(x, k, along, depth, S::TILE_ROWS, tile) };
+        }
+    }
 }
 
 #[inline(always)]
@@ -170,7 +198,11 @@ unsafe fn pack_panel<S: Simd>(
     panel: &mut [f32],
 ) {
     let tile_cols = 2 * S::LANES;
-    let (data, row_stride) = match right {
+    if let Some((data, row_stride)) = right.in_place() {
+        let data = &data[first * row_stride + first_k..];
+        return unsafe { transpose_rows::<S>(data, row_stride, cols, depth, tile_cols, panel) };
+    }
+    match right {
         Right::Strided { data, row_stride: 1, col_stride } => {
             for (k, out) in panel.chunks_exact_mut(tile_cols).take(depth).enumerate() {
                 out[..cols].copy_from_slice(&data[(first_k + k) * col_stride + first..][..cols]);
@@ -178,52 +210,51 @@ unsafe fn pack_panel<S: Simd>(
             }
             return;
         }
-        Right::Strided { data, row_stride, col_stride: 1 } => (&data[first * row_stride + first_k..], row_stride),
         Right::Strided { data, row_stride, col_stride } => {
             for (col, row) in rows.chunks_exact_mut(DEPTH).take(cols).enumerate() {
                 let start = (first + col) * row_stride + first_k * col_stride;
                 row.iter_mut().zip(data[start..].iter().step_by(col_stride)).take(depth).for_each(|(r, &x)| *r = x);
             }
-            (&*rows, DEPTH)
         }
         Right::Weight(weight) => {
             for (col, row) in rows.chunks_exact_mut(DEPTH).take(cols).enumerate() {
                 unsafe { dequantize_generic::<S>(weight, first + col, first_k, &mut row[..depth]) };
             }
-            (&*rows, DEPTH)
         }
-    };
-    unsafe { transpose_rows::<S>(data, row_stride, cols, depth, tile_cols, panel) };
+    }
+    unsafe { transpose_rows::<S>(rows, DEPTH, cols, depth, tile_cols, panel) };
 }
 
-/// Writes `panel[k][col] = data[col][k]`, zero where `col ≥ cols`.
+/// Writes `panel[k][col] = data[col][k]`, zero where `cols ≤ col < width`. Columns may be more than the width: then
+/// what is behind `depth` rows of the panel is written too.
 #[inline(always)]
 unsafe fn transpose_rows<S: Simd>(
     data: &[f32],
     row_stride: usize,
     cols: usize,
     depth: usize,
-    tile_cols: usize,
+    width: usize,
     panel: &mut [f32],
 ) {
-    assert!(data.len() >= (cols - 1) * row_stride + depth && panel.len() >= depth * tile_cols);
-    if cols < tile_cols {
-        panel[..depth * tile_cols].fill(0.0);
+    assert!(data.len() >= (cols - 1) * row_stride + depth && panel.len() >= (depth - 1) * width + cols.max(width));
+    if cols < width {
+        panel[..depth * width].fill(0.0);
     }
-    let (whole_cols, whole_depth) = (cols / 8 * 8, depth / 8 * 8);
-    for col in (0..whole_cols).step_by(8) {
-        for k in (0..whole_depth).step_by(8) {
+    // Blocks of eight columns, of which the last may begin inside the one before.
+    let (blocks, whole_depth) = if cols < 8 { (0, 0) } else { (cols.div_ceil(8), depth / 8 * 8) };
+    for k in (0..whole_depth).step_by(8) {
+        for block in 0..blocks {
+            let col = (8 * block).min(cols - 8);
             // SAFETY: both blocks are inside, by the assertion above.
             unsafe {
-                let (src, dst) = (data.as_ptr().add(col * row_stride + k), panel.as_mut_ptr().add(k * tile_cols + col));
-                S::transpose8(src, row_stride, dst, tile_cols);
+                let (src, dst) = (data.as_ptr().add(col * row_stride + k), panel.as_mut_ptr().add(k * width + col));
+                S::transpose8(src, row_stride, dst, width);
             }
         }
     }
-    for col in 0..cols {
-        let first = if col < whole_cols { whole_depth } else { 0 };
-        for k in first..depth {
-            panel[k * tile_cols + col] = data[col * row_stride + k];
+    for k in whole_depth..depth {
+        for col in 0..cols {
+            panel[k * width + col] = data[col * row_stride + k];
         }
     }
 }
@@ -278,6 +309,48 @@ unsafe fn store_tile<S: Simd, const TILE_ROWS: usize>(
                 };
                 before.add(sum).store_partial_or_full(y.as_mut_ptr(), count);
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::testing::{Random, every_isa};
+    use super::*;
+
+    /// Few rows and many, tiles and blocks that are not whole, all ways in which the right side may lie.
+    #[test]
+    fn every_shape_agrees_with_the_sum() {
+        let mut random = Random::new(21);
+        let shapes = [(1, 1, 1), (3, 9, 17), (4, 5, 513), (16, 33, 384), (64, 12, 40), (65, 34, 300), (131, 7, 1030)];
+        for (m, n, k) in shapes {
+            let (x, w, bias) = (random.normal(m * k), random.normal(n * k), random.normal(n));
+            let turned: Vec<f32> = (0..n * k).map(|i| w[i % n * k + i / n]).collect();
+            let apart: Vec<f32> = (0..2 * n * k).map(|i| w[i / 2]).collect();
+            let packed = PackedWeight::dense(n, k, Floats::from(w.clone())).unwrap();
+            let rights = [
+                Right::Weight(&packed),
+                Right::Strided { data: &w, row_stride: k, col_stride: 1 },
+                Right::Strided { data: &turned, row_stride: 1, col_stride: n },
+                Right::Strided { data: &apart, row_stride: 2 * k, col_stride: 2 },
+            ];
+            every_isa(|kernels| {
+                for (kind, right) in rights.into_iter().enumerate() {
+                    for bias in [None, Some(&bias[..])] {
+                        let mut y = vec![f32::NAN; m * n];
+                        gemm(kernels, Sizes { m, n, k }, &x, right, bias, &mut y);
+                        for (at, &y) in y.iter().enumerate() {
+                            let (i, j) = (at / n, at % n);
+                            let terms = (0..k).map(|t| f64::from(x[i * k + t]) * f64::from(w[j * k + t]));
+                            let (sum, size) = terms.fold((0.0, 0.0), |(sum, size), t| (sum + t, size + t.abs()));
+                            let expected = sum + bias.map_or(0.0, |bias| f64::from(bias[j]));
+                            let error = (f64::from(y) - expected).abs();
+                            let place = format!("{:?} {m}x{n}x{k}, right side {kind}, at {at}", kernels.isa);
+                            assert!(error <= 1e-6 * (size + expected.abs()), "{place}: {y}, not {expected}");
+                        }
+                    }
+                }
+            });
         }
     }
 }

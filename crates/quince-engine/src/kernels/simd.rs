@@ -53,6 +53,12 @@ pub(crate) trait Simd: Copy {
     /// 0 where `x < limit`, else `self`, also where `x` is NaN.
     unsafe fn unless_below(self, x: Self, limit: Self) -> Self;
     unsafe fn reduce_add(self) -> f32;
+    /// [`Simd::reduce_add`] of each, in an order of its own.
+    #[inline(always)]
+    unsafe fn reduce_add4(vectors: [Self; 4]) -> [f32; 4] {
+        // SAFETY: the caller vouches for the instruction set.
+        vectors.map(|vector| unsafe { vector.reduce_add() })
+    }
     unsafe fn reduce_max(self) -> f32;
     /// The integers at `p` as numbers.
     unsafe fn load_i8(p: *const i8) -> Self;
@@ -284,6 +290,18 @@ impl<const N: usize> Simd for [f32; N] {
             }
         }
     }
+}
+
+/// Asks for the line of memory at `x`, which need not exist, to be there soon.
+#[inline(always)]
+pub(crate) fn prefetch(x: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: every processor of this architecture has the instruction, and a prefetch of any address is harmless.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(x.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = x;
 }
 
 /// The portable vector: eight lanes are two SSE registers or one AVX register.

@@ -4,7 +4,7 @@ use crate::choices::{MOST_ELEMENTS, Noise};
 use crate::generate::Case;
 use quince_engine::{Engine, Options, Precision};
 use quince_mil::eval::{self, Observer, Seen, Tensors};
-use quince_mil::{DType, Error, Program, Result, Tensor, Value, bail, text};
+use quince_mil::{DType, Error, Limits, Program, Result, Tensor, Value, bail, text};
 
 /// How often a program is run with shaken values before a difference is held against the engine.
 const SHAKES: u64 = 6;
@@ -22,7 +22,7 @@ pub fn check(case: &Case) {
     if watch.large {
         return;
     }
-    let options = |threads, precision| Options { threads, precision };
+    let options = |threads, precision| Options { threads, precision, ..Options::default() };
     let one = engine(case, options(1, Precision::Default));
     let two = engine(case, options(2, Precision::Default));
     let exact = engine(case, options(1, Precision::Exact));
@@ -54,7 +54,7 @@ type Runs = Vec<Result<Tensors>>;
 
 fn definition(case: &Case, watch: &mut Watch) -> Runs {
     let mut states = Tensors::new();
-    until_error(case, |inputs| eval::run_observed(&case.program.functions[0], inputs, &mut states, watch))
+    until_error(case, |inputs| eval::run_observed(&case.program.functions[0], inputs, &mut states, &Limits::default(), watch))
 }
 
 fn engine(case: &Case, options: Options) -> Runs {

@@ -69,7 +69,7 @@ pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
     let programs = [program(&args.first)?, program(&args.second)?];
     let functions = functions(args, &programs)?;
     let structure = Structure::of(&programs);
-    let options = Options { threads: console.threads(), precision: Precision::Exact };
+    let options = Options { threads: console.threads(), precision: Precision::Exact, limits: console.limits() };
     let load = |program: Program, path: &Path| Engine::load(program, options.clone()).map_err(|e| e.at(path.display()));
     let [first, second] = programs;
     let (first, second) = (load(first, &args.first)?, load(second, &args.second)?);

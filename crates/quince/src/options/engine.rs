@@ -37,6 +37,6 @@ impl EngineArgs {
             Some(PrecisionArg::Fp16Strict) => Precision::Strict,
             None => otherwise,
         };
-        Options { threads: console.threads(), precision }
+        Options { threads: console.threads(), precision, limits: console.limits() }
     }
 }

@@ -3,5 +3,6 @@
 pub mod calls;
 pub mod compression;
 pub mod engine;
+pub mod limits;
 pub mod sampling;
 pub mod target;

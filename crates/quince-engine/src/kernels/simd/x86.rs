@@ -98,6 +98,10 @@ impl Simd for Avx2 {
         }
     }
     #[inline(always)]
+    unsafe fn reduce_add4(vectors: [Self; 4]) -> [f32; 4] {
+        unsafe { reduce_add4(vectors.map(|vector| vector.0)) }
+    }
+    #[inline(always)]
     unsafe fn reduce_max(self) -> f32 {
         unsafe {
             let four = _mm_max_ps(_mm256_castps256_ps128(self.0), _mm256_extractf128_ps::<1>(self.0));
@@ -219,6 +223,14 @@ impl Simd for Avx512 {
         unsafe { _mm512_reduce_add_ps(self.0) }
     }
     #[inline(always)]
+    unsafe fn reduce_add4(vectors: [Self; 4]) -> [f32; 4] {
+        unsafe {
+            reduce_add4(
+                vectors.map(|v| _mm256_add_ps(_mm512_castps512_ps256(v.0), _mm512_extractf32x8_ps::<1>(v.0))),
+            )
+        }
+    }
+    #[inline(always)]
     unsafe fn reduce_max(self) -> f32 {
         unsafe { _mm512_reduce_max_ps(self.0) }
     }
@@ -255,6 +267,19 @@ impl Simd for Avx512 {
 #[inline(always)]
 fn low_bits(count: usize) -> u16 {
     ((1u32 << count) - 1) as u16
+}
+
+/// The sum of the lanes of each.
+///
+/// # Safety
+/// The processor has AVX2.
+#[inline(always)]
+unsafe fn reduce_add4([a, b, c, d]: [__m256; 4]) -> [f32; 4] {
+    unsafe {
+        let pairs = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+        let sums = _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps::<1>(pairs));
+        std::mem::transmute::<__m128, [f32; 4]>(sums)
+    }
 }
 
 /// # Safety

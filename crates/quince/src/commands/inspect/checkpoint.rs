@@ -37,12 +37,14 @@ struct PartSummary {
     tensors: u64,
     parameters: u64,
     bytes: u64,
+    /// The element types in the files, with the number of tensors of each.
+    types: BTreeMap<String, u64>,
 }
 
 #[derive(Serialize)]
 struct TensorSummary {
     name: String,
-    dtype: &'static str,
+    dtype: String,
     shape: Vec<usize>,
     bytes: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -90,7 +92,8 @@ impl Summary {
             let part = components.entry(Component::of(tensor.name()).name()).or_default();
             part.tensors += 1;
             part.parameters += tensor.weight.len() as u64;
-            part.bytes += tensor.byte_len() as u64;
+            part.bytes += tensor.byte_len();
+            *part.types.entry(tensor.form().to_string()).or_default() += 1;
         }
         let (conversion, not_supported) = match Conversion::of(checkpoint) {
             Ok(conversion) => (Some(conversion), None),
@@ -98,7 +101,7 @@ impl Summary {
         };
         Ok(Summary {
             kind: "checkpoint",
-            path: checkpoint.config().path().parent().map_or(String::new(), |path| path.display().to_string()),
+            path: checkpoint.directory().unwrap_or(checkpoint.config().path()).display().to_string(),
             format: checkpoint.format(),
             model_type: checkpoint.config().model_type().ok(),
             parameters: checkpoint.parameters(),
@@ -117,11 +120,12 @@ impl Summary {
         let mut text =
             format!("{}: {} checkpoint, {model_type}, {parameters} parameters, {bytes}\n\n", self.path, self.format);
         text += &table(
-            &["component", "tensors", "parameters", "bytes"],
+            &["component", "tensors", "parameters", "bytes", "types"],
             &[1, 2, 3],
             self.components.iter().map(|(name, part)| {
                 let (count, size) = (part.tensors.to_string(), units::bytes(part.bytes));
-                vec![name.to_string(), count, units::grouped(part.parameters), size]
+                let types = part.types.keys().cloned().collect::<Vec<_>>().join(", ");
+                vec![name.to_string(), count, units::grouped(part.parameters), size, types]
             }),
         );
         match (&self.conversion, &self.not_supported) {
@@ -130,7 +134,7 @@ impl Summary {
         }
         if with_tensors {
             let shape = |t: &TensorSummary| units::shape(t.shape.iter().copied().map(Some));
-            let row = |t: &TensorSummary| vec![t.name.clone(), t.dtype.to_string(), shape(t), units::bytes(t.bytes)];
+            let row = |t: &TensorSummary| vec![t.name.clone(), t.dtype.clone(), shape(t), units::bytes(t.bytes)];
             text += "\n";
             text += &table(&["tensor", "type", "shape", "bytes"], &[3], self.tensors.iter().map(row));
         }
@@ -140,12 +144,12 @@ impl Summary {
 
 impl TensorSummary {
     fn of(entry: &quince_checkpoint::Entry) -> TensorSummary {
-        let file = entry.file.and_then(|path| path.file_name()).map(|name| name.to_string_lossy().into_owned());
+        let file = entry.file().and_then(|path| path.file_name()).map(|name| name.to_string_lossy().into_owned());
         TensorSummary {
             name: entry.name().to_string(),
-            dtype: entry.dtype().name(),
+            dtype: entry.form().to_string(),
             shape: entry.shape().to_vec(),
-            bytes: entry.byte_len() as u64,
+            bytes: entry.byte_len(),
             file,
         }
     }
