@@ -67,15 +67,15 @@ impl Found {
     }
 }
 
-/// A matrix in integers with scales, as Core ML keeps it: `scale · (data - offset)`, where an element of `scale` and
+/// A matrix in integers with scales, as Core ML can keep it: `scale · (data - offset)`, where an element of `scale` and
 /// `offset` stands for as many elements of `data` along each axis as the sizes say.
 #[derive(Clone, Debug)]
 pub struct Exact {
     /// Integers in the shape of the weight.
     pub data: Weight,
-    /// What they are multiplied by, in float16 or float32.
+    /// What they are multiplied by, in float32.
     pub scale: Weight,
-    /// What is taken away before, if anything is: in the type of the integers, or of the scale.
+    /// What is taken away before, if anything is, in float32.
     pub offset: Option<Weight>,
 }
 

@@ -67,7 +67,8 @@ fn shards_are_one_checkpoint_and_rows_are_not_copied() {
     assert_eq!(checkpoint.names().collect::<Vec<_>>(), ["x", "y", "z"]);
     let rows = checkpoint.weight("x").unwrap().rows(1..2).unwrap();
     assert_eq!((rows.to_f32().unwrap(), rows.bytes().is_mapped()), (vec![4.0, 5.0, 6.0, 7.0], true));
-    let files: Vec<_> = checkpoint.tensors().map(|entry| entry.file().unwrap().file_name().unwrap().to_owned()).collect();
+    let files: Vec<_> =
+        checkpoint.tensors().map(|entry| entry.file().unwrap().file_name().unwrap().to_owned()).collect();
     assert_eq!(files, ["a.safetensors", "b.safetensors", "b.safetensors"]);
     assert_eq!(checkpoint.sources().len(), 4);
 }
@@ -151,14 +152,12 @@ fn what_is_not_read_is_named() {
     };
     let yet =
         |what: &str| format!("DIR: found {what}, which is not yet read, expected safetensors in f32, f16 or bf16");
-    let mlx = r#"{"quantization": {"group_size": 64, "bits": 4}, "quantization_config": {"bits": 4}}"#;
-    assert!(put("config.json", mlx).0.starts_with(&yet("MLX weights quantized to 4 bits in groups of 64")));
-    let fp8 = r#"{"quantization_config": {"quant_method": "fp8"}}"#;
-    assert!(put("config.json", fp8).0.starts_with(&yet("weights quantized with `fp8`")));
+    let awq = r#"{"quantization_config": {"quant_method": "awq"}}"#;
+    assert!(put("config.json", awq).0.starts_with(&yet("weights quantized with `awq`")));
     assert!(put("pytorch_model.bin", "PK").0.starts_with(&yet("weights pickled by PyTorch")));
     let (_, dir) = put("model.gguf", "GGUF");
     let error = Checkpoint::open(dir.path().join("model.gguf")).err().unwrap().to_string();
-    assert!(error.contains("model.gguf: found a GGUF file, which is not yet read"), "{error}");
+    assert!(error.contains("model.gguf: byte 4: found 0 bytes to the end of the file, expected 4"), "{error}");
     assert!(put("other.safetensors", "").0.contains("hint: rename a single file to model.safetensors"));
     assert!(put("notes.txt", "").0.starts_with("DIR: found no checkpoint, expected one of: a .gguf file; "));
     let error = Checkpoint::open(dir.path().join("nothing")).err().unwrap().to_string();
@@ -200,8 +199,7 @@ fn the_golden_models_open() {
     assert!(directories.len() >= 4);
     for directory in directories {
         let checkpoint = Checkpoint::open(&directory).unwrap();
-        let (vocab, hidden) = (checkpoint.config().field("vocab_size"), checkpoint.config().field("hidden_size"));
-        checkpoint.weight_with_shape("model.embed_tokens.weight", &[vocab.unwrap(), hidden.unwrap()]).unwrap();
+        assert!(checkpoint.config().model_type().is_ok() && checkpoint.parameters() > 1000, "{}", directory.display());
         let golden = SafetensorsFile::open(&directory.join("golden.safetensors")).unwrap();
         assert_eq!(golden.tensor("input_ids_0").unwrap().dtype(), DType::I32);
     }

@@ -1,8 +1,8 @@
 //! Blocks as integers and scales apart, the form in which Core ML can keep them.
 
-use super::{BlockType, E2M1, MXFP4, Q4_0, Q8_0};
+use super::{BlockType, E2M1, MXFP4, Q4_0, Q8_0, half, scale_of_exponent};
 use crate::format::Exact;
-use quince_tensor::{Bytes, DType, Result, Tensor, Weight, WeightSource, bail, f16};
+use quince_tensor::{Bytes, DType, Result, Tensor, Weight, WeightSource, bail};
 use std::sync::Arc;
 
 /// The integers and scales of a matrix [rows, columns] in blocks; none for a type that is not integers times a scale.
@@ -26,7 +26,7 @@ pub(crate) fn exact(
     let parts = |part| Arc::new(Parts { block, form, part, rows, columns, bytes: bytes.clone(), order: order.clone() });
     Ok(Some(Exact {
         data: Weight::new(name, form.dtype(), shape, parts(Part::Data)),
-        scale: Weight::new(name, DType::F16, &[rows, columns / block.elements], parts(Part::Scale)),
+        scale: Weight::new(name, DType::F32, &[rows, columns / block.elements], parts(Part::Scale)),
         offset: None,
     }))
 }
@@ -101,11 +101,10 @@ impl Parts {
 
     fn scales(&self) -> Result<Tensor> {
         let scale = |block: &[u8]| match self.form {
-            Form::Floats => power_of_two(block[0], block[1..].iter().all(|byte| byte & 0x77 == 0)),
-            _ => Ok(f16::from_le_bytes([block[0], block[1]])),
+            Form::Floats => scale_of_exponent(block[0]),
+            _ => half(block, 0),
         };
-        let scales = self.blocks().map(scale).collect::<Result<Vec<f16>>>()?;
-        Tensor::from_vec([self.rows, self.columns / self.block.elements], scales)
+        Tensor::from_vec([self.rows, self.columns / self.block.elements], self.blocks().map(scale).collect())
     }
 }
 
@@ -115,23 +114,6 @@ impl WeightSource for Parts {
             Part::Data => self.codes(),
             Part::Scale => self.scales(),
         }
-    }
-}
-
-/// Half of 2^(exponent - 127) in float16; any will do for a block of zeros.
-///
-/// # Errors
-/// When float16 does not hold it.
-pub(crate) fn power_of_two(exponent: u8, only_zeros: bool) -> Result<f16> {
-    let wide = super::scale_of_exponent(exponent);
-    let scale = f16::from_f32(wide);
-    match scale.to_f32() == wide {
-        true => Ok(scale),
-        false if only_zeros => Ok(f16::ONE),
-        false => bail!(
-            "found the scale 2^{}, which float16 does not hold", i32::from(exponent) - 128;
-            hint: "convert without --keep-quantization"
-        ),
     }
 }
 

@@ -294,6 +294,9 @@ impl<'a> Cursor<'a> {
                 Err(_) => bail!("found an axis of {size}, which is larger than memory can address"),
             }
         }
+        if shape.contains(&0) {
+            bail!("found the shape {shape:?}, expected at least one element along each axis");
+        }
         let element = ElementType::of_code(self.u32()?)?;
         let bytes = element.byte_len(&shape)?;
         Ok(RawTensor { name, element, shape, bytes, offset: self.u64()? })

@@ -67,9 +67,7 @@ impl ElementType {
 
     /// The bytes that a tensor takes.
     pub fn byte_len(self, shape: &[usize]) -> Result<usize> {
-        // Sizes beside a 0 must fit too: views are products of some of them.
-        let all = shape.iter().try_fold(1usize, |n, &size| n.checked_mul(size.max(1)));
-        let count = all.map(|count| if shape.contains(&0) { 0 } else { count });
+        let count = shape.iter().try_fold(1usize, |n, &size| n.checked_mul(size));
         let bytes = match (self, count) {
             (_, None) => None,
             (ElementType::Plain(_, dtype), Some(count)) => dtype.byte_len(count),

@@ -8,7 +8,7 @@ use crate::config::Config;
 use crate::format::{Contents, Exact, Format, Found};
 use crate::huggingface;
 use crate::suggest::shown;
-use quince_tensor::{DType, Error, Result, Tensor, Weight, WeightSource, bail, f16};
+use quince_tensor::{DType, Error, Result, Tensor, Weight, WeightSource, bail};
 use serde_json::Value;
 use std::ops::Range;
 use std::sync::Arc;
@@ -97,7 +97,8 @@ impl<'a> Quantization<'a> {
                 false => bail!("found {} bits in groups of {} for `{name}`", scheme.bits, scheme.group),
             }
         };
-        let place = if own.is_some() { format!("key `quantization.{}`", shown(module)) } else { "key `quantization`".into() };
+        let place =
+            if own.is_some() { format!("key `quantization.{}`", shown(module)) } else { "key `quantization`".into() };
         read().map_err(|error| error.at(place).at(config.path().display()))
     }
 }
@@ -216,8 +217,8 @@ impl Packed {
         let affine = self.scheme.mode == Mode::Affine;
         Some(Exact {
             data: Weight::new(name, dtype, &[rows, columns], part(What::Data)),
-            scale: Weight::new(name, DType::F16, &groups, part(What::Scale)),
-            offset: affine.then(|| Weight::new(name, DType::F16, &groups, part(What::Offset))),
+            scale: Weight::new(name, DType::F32, &groups, part(What::Scale)),
+            offset: affine.then(|| Weight::new(name, DType::F32, &groups, part(What::Offset))),
         })
     }
 }
@@ -303,13 +304,14 @@ impl WeightSource for Kept {
         let values = match (&self.packed.biases, self.what) {
             (Some(biases), What::Offset) => {
                 let biases = biases.rows(0..rows)?.to_f32()?;
-                biases.iter().zip(&scales).map(|(bias, scale)| if *scale == 0.0 { 0.0 } else { -bias / scale }).collect()
+                biases
+                    .iter()
+                    .zip(&scales)
+                    .map(|(bias, scale)| if *scale == 0.0 { 0.0 } else { -bias / scale })
+                    .collect()
             }
             _ => scales,
         };
-        if let Some(value) = values.iter().find(|value| !f16::from_f32(**value).is_finite()) {
-            bail!("found {value}, which float16 does not hold"; hint: "convert without --keep-quantization");
-        }
-        Tensor::from_vec(groups, values.into_iter().map(f16::from_f32).collect())
+        Tensor::from_vec(groups, values)
     }
 }

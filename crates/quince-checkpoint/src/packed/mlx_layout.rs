@@ -39,7 +39,13 @@ fn gpt_oss(tensors: &mut Tensors) -> Result<()> {
         let (gate, up, down) = (take("gate_proj.weight"), take("up_proj.weight"), take("down_proj.weight"));
         let (gate_bias, up_bias) = (take("gate_proj.bias"), take("up_proj.bias"));
         let down_bias = take("down_proj.bias");
-        let of = |found: &Found, weight, bytes| Found { weight, bytes, exact: None, file: found.file.clone(), form: found.form.clone() };
+        let of = |found: &Found, weight, bytes| Found {
+            weight,
+            bytes,
+            exact: None,
+            file: found.file.clone(),
+            form: found.form.clone(),
+        };
         if let (Some(gate), Some(up)) = (gate, up) {
             let both = views::transposed(&views::in_turn(vec![gate.weight.clone(), up.weight])?)?;
             let name = format!("{stem}.experts.gate_up_proj");

@@ -16,7 +16,8 @@ pub(crate) const GPT_OSS: Format = Format {
     name: "MXFP4 safetensors",
     looks_like: "a directory whose config.json has the quant_method `mxfp4`",
     recognizes: |path| {
-        let method = |config: crate::Config| config.get("quantization_config.quant_method").is_some_and(|m| m == "mxfp4");
+        let method =
+            |config: crate::Config| config.get("quantization_config.quant_method").is_some_and(|m| m == "mxfp4");
         config_of(path).is_some_and(method)
     },
     open,

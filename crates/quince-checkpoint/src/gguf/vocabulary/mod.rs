@@ -11,7 +11,7 @@ mod wordpiece;
 use super::metadata::Metadata;
 use quince_tensor::{Result, bail};
 use serde_json::{Map, Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What kind a token is, by llama.cpp's number.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -122,13 +122,8 @@ pub(super) fn generation_ids(metadata: &Metadata) -> Result<Vec<(String, Value)>
     if has("<|return|>") && has("<|call|>") {
         ends.retain(|&id| vocabulary.text(id) != Some("<|end|>"));
     }
-    let mut seen = Vec::new();
-    ends.retain(|id| {
-        !seen.contains(id) && {
-            seen.push(*id);
-            true
-        }
-    });
+    let mut seen = BTreeSet::new();
+    ends.retain(|id| seen.insert(*id));
     match ends.as_slice() {
         [] => {}
         [only] => found.push(("eos_token_id".to_string(), (*only).into())),

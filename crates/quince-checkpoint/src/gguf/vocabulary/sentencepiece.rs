@@ -4,6 +4,8 @@ use super::{Parts, TokenKind, Vocabulary};
 use quince_tensor::Result;
 use serde_json::{Map, Value, json};
 
+/// The longest token, in bytes, that is looked at for its parts: real ones have some tens.
+const LONGEST: usize = 1 << 10;
 /// What stands for a space.
 pub(super) const SPACE: &str = "\u{2581}";
 
@@ -43,7 +45,7 @@ fn merges(vocabulary: &Vocabulary, ids: &Map<String, Value>) -> Result<Vec<[Stri
     let number = |text: &str| ids.get(text).and_then(Value::as_u64);
     let mut merges: Vec<(f64, [String; 2])> = Vec::new();
     for ((token, kind), score) in vocabulary.tokens.iter().zip(&vocabulary.kinds).zip(scores) {
-        if *kind != TokenKind::Normal {
+        if *kind != TokenKind::Normal || token.len() > LONGEST {
             continue;
         }
         let cuts = token.char_indices().skip(1).map(|(cut, _)| token.split_at(cut));
