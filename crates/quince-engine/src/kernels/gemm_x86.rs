@@ -20,7 +20,7 @@ mod lanes;
 mod panels;
 mod unpack;
 
-use lanes::{Integer, Lanes, Vnni, VnniBytes};
+use lanes::{Avx2Bytes, Integer, Lanes, Vnni, VnniBytes};
 pub(crate) use panels::Panels;
 use panels::panel_of;
 use unpack::Unpacked;
@@ -39,6 +39,8 @@ pub(crate) const MOST_ROWS: usize = 512;
 pub(crate) enum Method {
     /// Words of 16 bits with AVX2.
     Avx2,
+    /// Seven bits with AVX2.
+    Avx2Bytes,
     /// Words of 16 bits with AVX-512.
     Avx512,
     /// Words of 16 bits with AVX-512 VNNI.
@@ -56,6 +58,7 @@ impl Method {
             (Isa::Avx512, Accuracy::Fast) if vnni => Some(Method::VnniBytes),
             (Isa::Avx512, _) if vnni => Some(Method::Vnni),
             (Isa::Avx512, _) => Some(Method::Avx512),
+            (Isa::Avx2, Accuracy::Fast) => Some(Method::Avx2Bytes),
             (Isa::Avx2, _) => Some(Method::Avx2),
             _ => None,
         }
@@ -87,6 +90,7 @@ pub(crate) unsafe fn multiply_rows(product: &Product, rows: Range<usize>) {
         unsafe {
             match product.x.method {
                 Method::Avx2 => avx2(&mut task),
+                Method::Avx2Bytes => avx2_bytes(&mut task),
                 Method::Avx512 => avx512(&mut task),
                 Method::Vnni => vnni(&mut task),
                 Method::VnniBytes => vnni_bytes(&mut task),
@@ -99,6 +103,12 @@ pub(crate) unsafe fn multiply_rows(product: &Product, rows: Range<usize>) {
 unsafe fn avx2(task: &mut Task) {
     // SAFETY: this function has the instructions.
     unsafe { task.run::<__m256i, 6>() }
+}
+
+#[target_feature(enable = "avx2,fma,f16c,bmi2")]
+unsafe fn avx2_bytes(task: &mut Task) {
+    // SAFETY: this function has the instructions.
+    unsafe { task.run::<Avx2Bytes, 4>() }
 }
 
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi2")]
@@ -234,16 +244,13 @@ impl Tile<'_> {
                     *exact = [P::splat(starts[row * DEPTH / BLOCK + at]); VECTORS];
                 }
                 let (mut panel, mut weights) = (panel.as_ptr(), weights[at * depth * ROWS..][..depth * ROWS].as_ptr());
-                for _ in 0..depth {
-                    let b: [P; VECTORS] = load_vectors::<P, VECTORS>(panel);
-                    for (row, exact) in exact.iter_mut().enumerate() {
-                        let a = P::splat(*weights.add(row) as i32);
-                        for (exact, &b) in exact.iter_mut().zip(&b) {
-                            *exact = exact.add_products(a, b);
-                        }
+                for _ in 0..depth / P::STEPS {
+                    match P::STEPS {
+                        1 => step::<P, VECTORS, ROWS, 1>(panel, weights, &mut exact),
+                        _ => step::<P, VECTORS, ROWS, 2>(panel, weights, &mut exact),
                     }
-                    panel = panel.add(VECTORS * lanes);
-                    weights = weights.add(ROWS);
+                    panel = panel.add(P::STEPS * VECTORS * lanes);
+                    weights = weights.add(P::STEPS * ROWS);
                 }
                 for (row, exact) in exact.iter().enumerate() {
                     let scale = P::Floats::splat(scales[row * DEPTH / BLOCK + at]);
@@ -258,13 +265,28 @@ impl Tile<'_> {
     }
 }
 
+/// Adds the products of `STEPS` lanes of each of `ROWS` rows with those of `VECTORS` vectors of activations.
 #[inline(always)]
-unsafe fn load_vectors<P: Lanes, const VECTORS: usize>(p: *const u32) -> [P; VECTORS] {
+unsafe fn step<P: Lanes, const VECTORS: usize, const ROWS: usize, const STEPS: usize>(
+    panel: *const u32,
+    weights: *const u32,
+    exact: &mut [[P; VECTORS]; ROWS],
+) {
     unsafe {
-        let mut vectors = [P::splat(0); VECTORS];
-        for (i, vector) in vectors.iter_mut().enumerate() {
-            *vector = P::load(p.add(i * P::Floats::LANES));
+        let mut x = [[P::splat(0); STEPS]; VECTORS];
+        for (vector, x) in x.iter_mut().enumerate() {
+            for (step, x) in x.iter_mut().enumerate() {
+                *x = P::load(panel.add((step * VECTORS + vector) * P::Floats::LANES));
+            }
         }
-        vectors
+        for (row, exact) in exact.iter_mut().enumerate() {
+            let mut w = [P::splat(0); STEPS];
+            for (step, w) in w.iter_mut().enumerate() {
+                *w = P::splat(*weights.add(step * ROWS + row) as i32);
+            }
+            for (exact, &x) in exact.iter_mut().zip(&x) {
+                *exact = exact.add_products(w, x);
+            }
+        }
     }
 }

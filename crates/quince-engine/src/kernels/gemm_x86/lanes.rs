@@ -18,8 +18,10 @@ pub(super) trait Integer {
     const TABLE_PART: i16;
     /// A lane of activations.
     fn activations(terms: &[i16]) -> u32;
-    /// Whether codes less their offset are such integers as they are.
+    /// Whether codes less their offset are such integers, once they are multiplied by [`Integer::CODE_PART`].
     fn holds(affine: &Affine) -> bool;
+    /// What codes of eight bits are multiplied by, in parts of 2^15; `None` where they stay as they are.
+    const CODE_PART: Option<i16> = None;
     /// Turns words into such integers, at the beginning of the same memory, and gives what the sum of each block begins
     /// with.
     ///
@@ -48,40 +50,62 @@ impl Integer for i16 {
     unsafe fn narrow<const N: usize>(_: &mut [i16; N], _: &mut [i32]) {}
 }
 
-/// What is added to activations of eight bits, which are multiplied without a sign; sums of blocks begin with what that
-/// adds to them.
-const SHIFT: i16 = 128;
+/// Bytes: activations are made positive, and sums of blocks begin with what that adds to them.
+macro_rules! bytes {
+    ($(#[$doc:meta])* $name:ident, activations $activation_max:literal + $shift:literal, weights $weight_max:literal,
+        table $table_part:literal, codes $code_part:expr) => {
+        $(#[$doc])*
+        pub(super) struct $name;
 
-impl Integer for i8 {
-    const TERMS: usize = 4;
-    const ACTIVATION_MAX: f32 = 127.0;
-    const WEIGHT_MAX: f32 = 127.0;
-    /// The largest entry, 16383, becomes 127.
-    const TABLE_PART: i16 = 254;
+        impl Integer for $name {
+            const TERMS: usize = 4;
+            const ACTIVATION_MAX: f32 = $activation_max;
+            const WEIGHT_MAX: f32 = $weight_max;
+            const TABLE_PART: i16 = $table_part;
+            const CODE_PART: Option<i16> = $code_part;
 
-    #[inline(always)]
-    fn activations(terms: &[i16]) -> u32 {
-        terms.iter().rev().fold(0, |lane, &term| lane << 8 | u32::from((term + SHIFT) as u8))
-    }
-
-    fn holds(affine: &Affine) -> bool {
-        affine.codes.nbits() == 4 || (affine.codes == CodeType::Int8 && affine.offset.is_none())
-    }
-
-    #[inline(always)]
-    unsafe fn narrow<const N: usize>(words: &mut [i16; N], starts: &mut [i32]) {
-        for (start, block) in starts.iter_mut().zip(words.chunks_exact(BLOCK)) {
-            *start = block.iter().map(|&word| i32::from(word)).sum::<i32>() * -i32::from(SHIFT);
-        }
-        let words = words.as_mut_ptr();
-        for at in (0..N).step_by(32) {
-            // SAFETY: 32 words are read before their bytes are written, which lie before all words yet to be read.
-            unsafe {
-                let source: *const __m256i = words.add(at).cast_const().cast();
-                let bytes = _mm256_packs_epi16(_mm256_loadu_si256(source), _mm256_loadu_si256(source.add(1)));
-                let bytes = _mm256_permute4x64_epi64::<0b11_01_10_00>(bytes);
-                _mm256_storeu_si256(words.cast::<u8>().add(at).cast(), bytes);
+            #[inline(always)]
+            fn activations(terms: &[i16]) -> u32 {
+                terms.iter().rev().fold(0, |lane, &term| lane << 8 | u32::from((term + $shift) as u8))
             }
+
+            fn holds(affine: &Affine) -> bool {
+                affine.codes.nbits() == 4 || (affine.codes == CodeType::Int8 && affine.offset.is_none())
+            }
+
+            #[inline(always)]
+            unsafe fn narrow<const N: usize>(words: &mut [i16; N], starts: &mut [i32]) {
+                // SAFETY: as the caller vouches.
+                unsafe { narrow(words, starts, $shift) }
+            }
+        }
+    };
+}
+
+bytes!(
+    /// Eight bits. The largest entry of a table, 16383, becomes 127.
+    Bytes, activations 127.0 + 128, weights 127.0, table 254, codes None
+);
+bytes!(
+    /// Seven bits: four products, each at most 127 · 64, are summed in 16 bits. The largest entry becomes 63, and codes of
+    /// eight bits are halved.
+    SevenBits, activations 63.0 + 64, weights 63.0, table 126, codes Some(1 << 14)
+);
+
+/// [`Integer::narrow`] to bytes for activations to which `shift` was added.
+#[inline(always)]
+unsafe fn narrow<const N: usize>(words: &mut [i16; N], starts: &mut [i32], shift: i32) {
+    for (start, block) in starts.iter_mut().zip(words.chunks_exact(BLOCK)) {
+        *start = -shift * block.iter().map(|&word| i32::from(word)).sum::<i32>();
+    }
+    let words = words.as_mut_ptr();
+    for at in (0..N).step_by(32) {
+        // SAFETY: 32 words are read before their bytes are written, which lie before all words yet to be read.
+        unsafe {
+            let source: *const __m256i = words.add(at).cast_const().cast();
+            let bytes = _mm256_packs_epi16(_mm256_loadu_si256(source), _mm256_loadu_si256(source.add(1)));
+            let bytes = _mm256_permute4x64_epi64::<0b11_01_10_00>(bytes);
+            _mm256_storeu_si256(words.cast::<u8>().add(at).cast(), bytes);
         }
     }
 }
@@ -95,8 +119,11 @@ pub(super) trait Lanes: Copy {
     type Integer: Integer;
     unsafe fn splat(lane: i32) -> Self;
     unsafe fn load(p: *const u32) -> Self;
-    /// `self` and the sums of the products of the integers of `weights` and `activations`, in 32 bits.
-    unsafe fn add_products(self, weights: Self, activations: Self) -> Self;
+    /// How many lanes that follow each other are multiplied at a time.
+    const STEPS: usize = 1;
+    /// `self` and the sums of the products of the integers of `weights` and `activations`, in 32 bits: of as many vectors
+    /// as there are [`Lanes::STEPS`].
+    unsafe fn add_products<const STEPS: usize>(self, weights: [Self; STEPS], activations: [Self; STEPS]) -> Self;
     /// Lanes as numbers.
     unsafe fn to_floats(self) -> Self::Floats;
 }
@@ -113,8 +140,8 @@ impl Lanes for __m256i {
         unsafe { _mm256_loadu_si256(p.cast()) }
     }
     #[inline(always)]
-    unsafe fn add_products(self, weights: Self, activations: Self) -> Self {
-        unsafe { _mm256_add_epi32(self, _mm256_madd_epi16(weights, activations)) }
+    unsafe fn add_products<const STEPS: usize>(self, weights: [Self; STEPS], activations: [Self; STEPS]) -> Self {
+        unsafe { _mm256_add_epi32(self, _mm256_madd_epi16(weights[0], activations[0])) }
     }
     #[inline(always)]
     unsafe fn to_floats(self) -> Avx2 {
@@ -134,8 +161,8 @@ impl Lanes for __m512i {
         unsafe { _mm512_loadu_si512(p.cast()) }
     }
     #[inline(always)]
-    unsafe fn add_products(self, weights: Self, activations: Self) -> Self {
-        unsafe { _mm512_add_epi32(self, _mm512_madd_epi16(weights, activations)) }
+    unsafe fn add_products<const STEPS: usize>(self, weights: [Self; STEPS], activations: [Self; STEPS]) -> Self {
+        unsafe { _mm512_add_epi32(self, _mm512_madd_epi16(weights[0], activations[0])) }
     }
     #[inline(always)]
     unsafe fn to_floats(self) -> Avx512 {
@@ -162,8 +189,8 @@ macro_rules! vnni {
                 unsafe { $name(__m512i::load(p)) }
             }
             #[inline(always)]
-            unsafe fn add_products(self, weights: Self, activations: Self) -> Self {
-                unsafe { $name($add(self.0, weights.0, activations.0)) }
+            unsafe fn add_products<const STEPS: usize>(self, weights: [Self; STEPS], activations: [Self; STEPS]) -> Self {
+                unsafe { $name($add(self.0, weights[0].0, activations[0].0)) }
             }
             #[inline(always)]
             unsafe fn to_floats(self) -> Avx512 {
@@ -179,10 +206,42 @@ vnni!(
 );
 vnni!(
     /// Bytes: those of activations have no sign.
-    VnniBytes, i8, add_bytes
+    VnniBytes, Bytes, add_bytes
 );
 
 #[inline(always)]
 unsafe fn add_bytes(sums: __m512i, weights: __m512i, activations: __m512i) -> __m512i {
     unsafe { _mm512_dpbusd_epi32(sums, activations, weights) }
+}
+
+/// [`__m256i`] of bytes.
+#[derive(Clone, Copy)]
+pub(super) struct Avx2Bytes(__m256i);
+
+impl Lanes for Avx2Bytes {
+    type Floats = Avx2;
+    type Integer = SevenBits;
+    const STEPS: usize = 2;
+    #[inline(always)]
+    unsafe fn splat(lane: i32) -> Self {
+        unsafe { Avx2Bytes(__m256i::splat(lane)) }
+    }
+    #[inline(always)]
+    unsafe fn load(p: *const u32) -> Self {
+        unsafe { Avx2Bytes(__m256i::load(p)) }
+    }
+    #[inline(always)]
+    unsafe fn add_products<const STEPS: usize>(self, weights: [Self; STEPS], activations: [Self; STEPS]) -> Self {
+        unsafe {
+            let mut words = _mm256_maddubs_epi16(activations[0].0, weights[0].0);
+            for (weights, activations) in weights.iter().zip(&activations).skip(1) {
+                words = _mm256_add_epi16(words, _mm256_maddubs_epi16(activations.0, weights.0));
+            }
+            Avx2Bytes(_mm256_add_epi32(self.0, _mm256_madd_epi16(words, _mm256_set1_epi16(1))))
+        }
+    }
+    #[inline(always)]
+    unsafe fn to_floats(self) -> Avx2 {
+        unsafe { self.0.to_floats() }
+    }
 }

@@ -2,7 +2,7 @@
 
 use super::super::simd::{Avx2, Avx512, Simd};
 use super::super::{Pool, SharedMut, quantize};
-use super::lanes::Integer;
+use super::lanes::{Bytes, Integer, SevenBits};
 use super::{BLOCK, Method};
 
 /// Activations `[m, k]` as integers, laid out in panels: for each panel of rows, for each group of terms that a lane of
@@ -26,7 +26,8 @@ impl Panels {
         match method {
             Method::Avx2 => Panels::of::<i16>(method, Avx2::LANES, pool, x, k),
             Method::Avx512 | Method::Vnni => Panels::of::<i16>(method, Avx512::LANES, pool, x, k),
-            Method::VnniBytes => Panels::of::<i8>(method, Avx512::LANES, pool, x, k),
+            Method::Avx2Bytes => Panels::of::<SevenBits>(method, Avx2::LANES, pool, x, k),
+            Method::VnniBytes => Panels::of::<Bytes>(method, Avx512::LANES, pool, x, k),
         }
     }
 

@@ -114,7 +114,7 @@ unsafe fn unpack_row<S: Simd, I: Integer>(
             Encoding::Affine(affine)
                 if I::holds(affine) && (affine.block[1] == cols || affine.block[1].is_multiple_of(BLOCK)) =>
             {
-                affine_row::<S>(affine, row, cols, first, &mut values[..depth], scales);
+                affine_row::<S, I>(affine, row, cols, first, &mut values[..depth], scales);
             }
             _ => {
                 let mut numbers = [0.0f32; DEPTH];
@@ -217,7 +217,7 @@ unsafe fn part_of<I: Integer>(entries: __m256i) -> __m256i {
 
 /// [`unpack_row`] of linear codes whose scale holds for whole blocks: they are integers already.
 #[inline(always)]
-unsafe fn affine_row<S: Simd>(
+unsafe fn affine_row<S: Simd, I: Integer>(
     affine: &Affine,
     row: usize,
     cols: usize,
@@ -236,6 +236,12 @@ unsafe fn affine_row<S: Simd>(
             CodeType::Int8 => codes.for_each(|(value, &code)| *value = i16::from(code as i8) - offset),
             CodeType::Int4 => codes.for_each(|(value, &code)| *value = i16::from((code ^ 8) as i8) - 8 - offset),
             CodeType::Uint8 | CodeType::Uint4 => codes.for_each(|(value, &code)| *value = i16::from(code) - offset),
+        }
+        if let (8, Some(part)) = (affine.codes.nbits(), I::CODE_PART) {
+            *scale *= ONE / f32::from(part);
+            values
+                .iter_mut()
+                .for_each(|value| *value = ((i32::from(*value) * i32::from(part) + (1 << 14)) >> 15) as i16);
         }
     }
 }
