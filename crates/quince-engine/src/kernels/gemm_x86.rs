@@ -245,10 +245,7 @@ impl Tile<'_> {
                 }
                 let (mut panel, mut weights) = (panel.as_ptr(), weights[at * depth * ROWS..][..depth * ROWS].as_ptr());
                 for _ in 0..depth / P::STEPS {
-                    match P::STEPS {
-                        1 => step::<P, VECTORS, ROWS, 1>(panel, weights, &mut exact),
-                        _ => step::<P, VECTORS, ROWS, 2>(panel, weights, &mut exact),
-                    }
+                    step::<P, VECTORS, ROWS>(panel, weights, &mut exact);
                     panel = panel.add(P::STEPS * VECTORS * lanes);
                     weights = weights.add(P::STEPS * ROWS);
                 }
@@ -265,25 +262,22 @@ impl Tile<'_> {
     }
 }
 
-/// Adds the products of `STEPS` lanes of each of `ROWS` rows with those of `VECTORS` vectors of activations.
+/// Adds the products of [`Lanes::STEPS`] lanes of each of `ROWS` rows with those of `VECTORS` vectors of activations.
 #[inline(always)]
-unsafe fn step<P: Lanes, const VECTORS: usize, const ROWS: usize, const STEPS: usize>(
+unsafe fn step<P: Lanes, const VECTORS: usize, const ROWS: usize>(
     panel: *const u32,
     weights: *const u32,
     exact: &mut [[P; VECTORS]; ROWS],
 ) {
+    let second = P::STEPS - 1;
     unsafe {
-        let mut x = [[P::splat(0); STEPS]; VECTORS];
+        let mut x = [[P::splat(0); 2]; VECTORS];
         for (vector, x) in x.iter_mut().enumerate() {
-            for (step, x) in x.iter_mut().enumerate() {
-                *x = P::load(panel.add((step * VECTORS + vector) * P::Floats::LANES));
-            }
+            x[0] = P::load(panel.add(vector * P::Floats::LANES));
+            x[1] = P::load(panel.add((second * VECTORS + vector) * P::Floats::LANES));
         }
         for (row, exact) in exact.iter_mut().enumerate() {
-            let mut w = [P::splat(0); STEPS];
-            for (step, w) in w.iter_mut().enumerate() {
-                *w = P::splat(*weights.add(step * ROWS + row) as i32);
-            }
+            let w = [P::splat(*weights.add(row) as i32), P::splat(*weights.add(second * ROWS + row) as i32)];
             for (exact, &x) in exact.iter_mut().zip(&x) {
                 *exact = exact.add_products(w, x);
             }

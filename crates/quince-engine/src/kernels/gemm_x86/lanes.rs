@@ -119,11 +119,11 @@ pub(super) trait Lanes: Copy {
     type Integer: Integer;
     unsafe fn splat(lane: i32) -> Self;
     unsafe fn load(p: *const u32) -> Self;
-    /// How many lanes that follow each other are multiplied at a time.
+    /// How many lanes that follow each other are multiplied at a time: one or two.
     const STEPS: usize = 1;
-    /// `self` and the sums of the products of the integers of `weights` and `activations`, in 32 bits: of as many vectors
-    /// as there are [`Lanes::STEPS`].
-    unsafe fn add_products<const STEPS: usize>(self, weights: [Self; STEPS], activations: [Self; STEPS]) -> Self;
+    /// `self` and the sums of the products of the integers of `weights` and `activations`, in 32 bits: of the first
+    /// [`Lanes::STEPS`] vectors.
+    unsafe fn add_products(self, weights: [Self; 2], activations: [Self; 2]) -> Self;
     /// Lanes as numbers.
     unsafe fn to_floats(self) -> Self::Floats;
 }
@@ -140,7 +140,7 @@ impl Lanes for __m256i {
         unsafe { _mm256_loadu_si256(p.cast()) }
     }
     #[inline(always)]
-    unsafe fn add_products<const STEPS: usize>(self, weights: [Self; STEPS], activations: [Self; STEPS]) -> Self {
+    unsafe fn add_products(self, weights: [Self; 2], activations: [Self; 2]) -> Self {
         unsafe { _mm256_add_epi32(self, _mm256_madd_epi16(weights[0], activations[0])) }
     }
     #[inline(always)]
@@ -161,7 +161,7 @@ impl Lanes for __m512i {
         unsafe { _mm512_loadu_si512(p.cast()) }
     }
     #[inline(always)]
-    unsafe fn add_products<const STEPS: usize>(self, weights: [Self; STEPS], activations: [Self; STEPS]) -> Self {
+    unsafe fn add_products(self, weights: [Self; 2], activations: [Self; 2]) -> Self {
         unsafe { _mm512_add_epi32(self, _mm512_madd_epi16(weights[0], activations[0])) }
     }
     #[inline(always)]
@@ -189,7 +189,7 @@ macro_rules! vnni {
                 unsafe { $name(__m512i::load(p)) }
             }
             #[inline(always)]
-            unsafe fn add_products<const STEPS: usize>(self, weights: [Self; STEPS], activations: [Self; STEPS]) -> Self {
+            unsafe fn add_products(self, weights: [Self; 2], activations: [Self; 2]) -> Self {
                 unsafe { $name($add(self.0, weights[0].0, activations[0].0)) }
             }
             #[inline(always)]
@@ -231,12 +231,10 @@ impl Lanes for Avx2Bytes {
         unsafe { Avx2Bytes(__m256i::load(p)) }
     }
     #[inline(always)]
-    unsafe fn add_products<const STEPS: usize>(self, weights: [Self; STEPS], activations: [Self; STEPS]) -> Self {
+    unsafe fn add_products(self, weights: [Self; 2], activations: [Self; 2]) -> Self {
         unsafe {
-            let mut words = _mm256_maddubs_epi16(activations[0].0, weights[0].0);
-            for (weights, activations) in weights.iter().zip(&activations).skip(1) {
-                words = _mm256_add_epi16(words, _mm256_maddubs_epi16(activations.0, weights.0));
-            }
+            let first = _mm256_maddubs_epi16(activations[0].0, weights[0].0);
+            let words = _mm256_add_epi16(first, _mm256_maddubs_epi16(activations[1].0, weights[1].0));
             Avx2Bytes(_mm256_add_epi32(self.0, _mm256_madd_epi16(words, _mm256_set1_epi16(1))))
         }
     }
