@@ -149,6 +149,7 @@ impl Bench<'_> {
             scale: 0.125,
             softcap: None,
             sinks: None,
+            unseen: f32::NAN,
         };
         let (amount, unit) = match rows {
             1 => ((kv_heads * positions * dim * 4) as f64, "GB/s"),

@@ -1,7 +1,7 @@
 //! Programs that verify and are unlike any that a converter writes: they run as their definitions say, or are refused.
 //! Most were found by the fuzz targets.
 
-use crate::{Engine, Options};
+use crate::{Engine, Options, State};
 use quince_mil::eval::{self, Tensors};
 use quince_mil::{Limits, Program, Result, Tensor, Weight, bail, text};
 
@@ -70,11 +70,29 @@ fn nothing_has_as_many_heads_rows_and_positions_as_one_likes() {
     same(&program("tensor<fp32, [0, 5]> x", y, "y"));
     let y = "tensor<fp32, [8, 0, 3, 7]> y = scaled_dot_product_attention(query = x, key = x, value = x)[];";
     same(&program("tensor<fp32, [8, 0, 3, 7]> x", y, "y"));
+    let y = "tensor<fp32, [0, 2, 3, 7]> y = scaled_dot_product_attention(query = x, key = x, value = x, attn_mask = m)[];";
+    same(&program("tensor<fp32, [0, 2, 3, 7]> x, tensor<fp32, [0, 2, 3, 3]> m", y, "y"));
     let weight =
         "tensor<fp32, [3, 2, 1]> w = const()[val = tensor<fp32, [3, 2, 1]>([[[1], [2]], [[3], [4]], [[5], [6]]])];";
     let y =
         "tensor<fp32, [2, 3, ?]> y = conv(x = x, weight = w, pad_type = string(\"same_lower\"))[name = string(\"y\")];";
     same(&program("tensor<fp32, [2, 2, 0]> x", &format!("{weight} {y}"), "y"));
+}
+
+/// coremltools' definition is a softmax, and that of nothing but −∞ is no number.
+#[test]
+fn a_query_that_sees_nothing_gives_no_number() {
+    let mask =
+        "tensor<bool, [2, 3]> m = const()[val = tensor<bool, [2, 3]>([[true, false, true], [false, false, false]])];";
+    let y =
+        "tensor<fp32, [1, 1, 2, 4]> y = scaled_dot_product_attention(query = q, key = k, value = k, attn_mask = m)[];";
+    let attention = program("tensor<fp32, [1, 1, 2, 4]> q, tensor<fp32, [1, 1, 3, 4]> k", &format!("{mask} {y}"), "y");
+    same(&attention);
+    let found = load(&attention).unwrap().predict("main", &inputs(&attention), &mut State { tensors: Vec::new() });
+    let found = found.unwrap()["y"].to_f32().unwrap();
+    assert!(found[..4].iter().all(|x| x.is_finite()) && found[4..].iter().all(|x| x.is_nan()), "{found:?}");
+    let y = "tensor<fp32, [1, 1, 2, 4]> y = scaled_dot_product_attention(query = q, key = k, value = k)[];";
+    same(&program("tensor<fp32, [1, 1, 2, 4]> q, tensor<fp32, [1, 1, 0, 4]> k", y, "y"));
 }
 
 #[test]

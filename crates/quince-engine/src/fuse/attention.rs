@@ -138,8 +138,19 @@ impl Core {
         let fits = |mask: &Var| planner.shape(*mask).is_ok_and(|shape| is_mask(&shape, &scores));
         let scale = (self.scale * q_factor * k_factor) as f32;
         let kv_heads = heads / group;
-        let shape =
-            Attention { batch, heads, kv_heads, rows, positions, dim, value_dim, scale, softcap: None, sinks: None };
+        let shape = Attention {
+            batch,
+            heads,
+            kv_heads,
+            rows,
+            positions,
+            dim,
+            value_dim,
+            scale,
+            softcap: None,
+            sinks: None,
+            unseen: f32::NAN,
+        };
         let floats = |mask: &Var| planner.dtype(*mask).is_ok_and(|t| t.is_float());
         let good = self.masks.iter().all(fits) && (self.masks.len() == 1 || self.masks.iter().all(floats));
         good.then_some(Attending { query, key, value, masks: self.masks, out, shape })

@@ -114,6 +114,9 @@ pub struct Attention<'a> {
     pub softcap: Option<f32>,
     /// For each query head, the logit of a position that takes weight and gives nothing.
     pub sinks: Option<&'a [f32]>,
+    /// What the elements of a row become that sees none of the positions: 0, or NaN, which a softmax of nothing but −∞
+    /// gives. They are 0 where there are no positions.
+    pub unseen: f32,
 }
 
 impl Attention<'_> {
@@ -121,9 +124,14 @@ impl Attention<'_> {
     fn group(&self) -> usize {
         self.heads / self.kv_heads
     }
+
+    /// The elements of a row that sees nothing.
+    fn nothing(&self) -> f32 {
+        if self.positions == 0 { 0.0 } else { self.unseen }
+    }
 }
 
-/// `out = softmax(scale · q kᵀ + mask) v` for each query head; a row that sees nothing becomes zero.
+/// `out = softmax(scale · q kᵀ + mask) v` for each query head.
 ///
 /// Keys and values are taken in blocks with a running maximum (Milakov and Gimelshein, 2018), in f32. Only positions
 /// that a row's mask lets through are read.
@@ -225,10 +233,11 @@ fn merge<'a>(problem: &Problem, piece: &block::Piece, parts: impl Iterator<Item 
         let max = parts.clone().fold(sink, |max, part| max.max(part[0]));
         // SAFETY: the caller has asserted that rows do not overlap, and a piece's rows belong to one task.
         let out = unsafe { problem.out.slice(problem.strides.place(piece.batch, head, row), a.value_dim) };
-        out.fill(0.0);
         if max == f32::NEG_INFINITY {
+            out.fill(a.nothing());
             continue;
         }
+        out.fill(0.0);
         let mut total = (sink - max).exp();
         for part in parts.filter(|part| part[1] > 0.0 || part[1].is_nan()) {
             let weight = (part[0] - max).exp();

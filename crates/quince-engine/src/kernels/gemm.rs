@@ -66,7 +66,7 @@ pub(crate) fn gemm(kernels: &Kernels, sizes: Sizes, x: &[f32], right: Right, bia
     let Sizes { m, n, k } = sizes;
     assert_eq!((x.len(), y.len()), (m * k, m * n), "elements of the left side and the result of {sizes:?}");
     assert!(bias.is_none_or(|bias| bias.len() == n), "elements of a bias, expected {n}");
-    if k == 0 || n == 0 {
+    if m == 0 || k == 0 || n == 0 {
         let row = bias.map_or(vec![0.0; n], <[f32]>::to_vec);
         return y.chunks_exact_mut(n.max(1)).for_each(|y| y.copy_from_slice(&row));
     }

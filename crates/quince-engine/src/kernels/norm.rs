@@ -321,4 +321,21 @@ mod tests {
             assert_eq!(y, [0.5, 0.0, 0.0, 0.5, 0.0], "{:?}", kernels.isa);
         });
     }
+
+    #[test]
+    fn what_is_no_number_spoils_its_row_and_no_other() {
+        every_isa(|kernels| {
+            for (n, at) in [(3, 1), (20, 0), (37, 36)] {
+                for wrong in [f32::NAN, f32::INFINITY] {
+                    let mut x = vec![0.5; 2 * n];
+                    x[at] = wrong;
+                    let mut y = vec![0.0; 2 * n];
+                    softmax(kernels, &x, n, &mut y);
+                    assert!(y[at].is_nan(), "{:?} {wrong} at {at} of {n}: {y:?}", kernels.isa);
+                    assert!(wrong.is_infinite() || y[..n].iter().all(|y| y.is_nan()), "{:?}: {y:?}", kernels.isa);
+                    assert!(y[n..].iter().all(|y| (y - 1.0 / n as f32).abs() < 1e-6), "{:?}: {y:?}", kernels.isa);
+                }
+            }
+        });
+    }
 }

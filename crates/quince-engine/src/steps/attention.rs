@@ -70,8 +70,7 @@ pub(super) fn scaled_dot_product(planner: &mut Planner, operation: &Operation) -
         None => return Ok(false),
         Some(mask) => vec![mask],
     };
-    let batch = if rank == 4 { q[0] } else { 1 };
-    let heads = q[..rank - 2].iter().product::<usize>() / batch.max(1);
+    let (batch, heads) = if rank == 4 { (q[0], q[1]) } else { (1, q[..rank - 2].iter().product()) };
     let (rows, dim, positions, value_dim) = (q[rank - 2], q[rank - 1], k[rank - 2], v[rank - 1]);
     let view = |var: Var, rows: usize, dim: usize| HeadsView { var, strides: heads_first(heads, rows, dim) };
     let attending = Attending {
@@ -91,6 +90,7 @@ pub(super) fn scaled_dot_product(planner: &mut Planner, operation: &Operation) -
             scale: 1.0 / (dim as f32).sqrt(),
             softcap: None,
             sinks: None,
+            unseen: f32::NAN,
         },
     };
     if rank != 4 && attending.masks.iter().any(|&mask| planner.shape(mask).is_ok_and(|shape| shape.len() > 3)) {
@@ -147,7 +147,19 @@ pub(super) fn semantic(planner: &mut Planner, operation: &Operation) -> Result<b
     planner.push("attention", &operation.name, move |memory| {
         memory.write(id, len, |m, y| {
             let (sinks, scale) = (sinks.as_ref().map(|sinks| m.get(sinks)), scale as f32);
-            let shape = Attention { batch, heads, kv_heads, rows, positions, dim, value_dim, scale, softcap, sinks };
+            let shape = Attention {
+                batch,
+                heads,
+                kv_heads,
+                rows,
+                positions,
+                dim,
+                value_dim,
+                scale,
+                softcap,
+                sinks,
+                unseen: 0.0,
+            };
             let q = Heads { data: m.get(&query), strides: tokens_first(rows, heads, dim) };
             let k = Cache::F32 { data: m.get(&key), strides: tokens_first(positions, kv_heads, dim) };
             let v = Cache::F32 { data: m.get(&value), strides: tokens_first(positions, kv_heads, value_dim) };

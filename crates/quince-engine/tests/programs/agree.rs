@@ -54,7 +54,9 @@ type Runs = Vec<Result<Tensors>>;
 
 fn definition(case: &Case, watch: &mut Watch) -> Runs {
     let mut states = Tensors::new();
-    until_error(case, |inputs| eval::run_observed(&case.program.functions[0], inputs, &mut states, &Limits::default(), watch))
+    until_error(case, |inputs| {
+        eval::run_observed(&case.program.functions[0], inputs, &mut states, &Limits::default(), watch)
+    })
 }
 
 fn engine(case: &Case, options: Options) -> Runs {
@@ -82,6 +84,8 @@ fn compare(case: &Case, expected: &Runs, found: &Runs) {
             (Err(_), Err(_)) => return,
             // The engine holds every value to its declared type, the definition only results.
             (Ok(_), Err(error)) if error.to_string().contains("is declared") => return,
+            // What only `shape` looks at is not computed, so that nothing can be wrong with it.
+            (Err(_), Ok(_)) if has(&case.program, "shape") => return,
             (expected, found) => {
                 let shaken = shaken.get_or_insert_with(|| shake(case));
                 let sure = shaken.iter().all(|runs| runs.get(i).is_some_and(|run| run.is_ok() == expected.is_ok()));
@@ -114,6 +118,17 @@ fn compare(case: &Case, expected: &Runs, found: &Runs) {
             );
         }
     }
+}
+
+fn has(program: &Program, op: &str) -> bool {
+    let mut blocks = vec![&program.functions[0].block];
+    while let Some(block) = blocks.pop() {
+        if block.operations.iter().any(|operation| operation.op_name() == op) {
+            return true;
+        }
+        blocks.extend(block.operations.iter().flat_map(|operation| &operation.blocks));
+    }
+    false
 }
 
 /// How far the values of shaken runs are from the expected ones; none if they do not tell what is right.

@@ -172,7 +172,9 @@ impl Along {
         Ok(Some((begin.max(0) as usize, len)))
     }
 
-    /// The number of elements along an axis whose size is not known, where the bounds say it all the same.
+    /// The number of elements along an axis whose size is not known, where the bounds say it all the same: they are
+    /// taken to lie inside, as coremltools takes them. Where they do not the result is shorter than declared, which is
+    /// an error of the call.
     fn of_unknown(&self) -> Dim {
         match (self.begin, self.end) {
             (Bound::At(begin), Bound::At(end)) if (begin < 0) == (end < 0) => {

@@ -243,7 +243,7 @@ unsafe fn finish(problem: &Problem, piece: &Piece, work: &Work) {
         // SAFETY: the rows belong to this task.
         let out = unsafe { problem.out.slice(problem.strides.place(piece.batch, head, row), a.value_dim) };
         if max == f32::NEG_INFINITY {
-            out.fill(0.0);
+            out.fill(a.nothing());
             continue;
         }
         let keep = if total[0] == max { 1.0 } else { (total[0] - max).exp() };

@@ -23,7 +23,8 @@ fn weights(
     let max = if max == f64::NEG_INFINITY { 0.0 } else { max };
     weights.iter_mut().for_each(|w| *w = (*w - max).exp());
     let total: f64 = weights.iter().sum::<f64>() + (sink - max).exp();
-    weights.iter_mut().for_each(|w| *w = if total > 0.0 { *w / total } else { 0.0 });
+    let nothing = total == 0.0 && a.unseen.is_nan();
+    weights.iter_mut().for_each(|w| *w = if nothing { f64::NAN } else { *w / total.max(f64::MIN_POSITIVE) });
     weights
 }
 
@@ -118,6 +119,10 @@ fn check(a: &Attention, seed: u64) {
                     let expected: f64 = (0..positions).map(|p| weights[p] * f64::from(value(p))).sum();
                     let found = out[((b * rows + row) * heads + head) * value_dim + i];
                     let place = format!("{:?} mask {kind} {a:?} {b} {head} {row} {i}", kernels.isa);
+                    if expected.is_nan() {
+                        assert!(found.is_nan(), "{place}: found {found}, expected NaN");
+                        continue;
+                    }
                     assert_close(found, expected, 2e-5, &place);
                 }
             }
@@ -134,7 +139,19 @@ fn shape(
     value_dim: usize,
 ) -> Attention<'static> {
     let scale = 1.0 / (dim as f32).sqrt();
-    Attention { batch: 1, heads, kv_heads, rows, positions, dim, value_dim, scale, softcap: None, sinks: None }
+    Attention {
+        batch: 1,
+        heads,
+        kv_heads,
+        rows,
+        positions,
+        dim,
+        value_dim,
+        scale,
+        softcap: None,
+        sinks: None,
+        unseen: f32::NAN,
+    }
 }
 
 #[test]
@@ -142,6 +159,13 @@ fn decode_over_short_and_split_caches() {
     check(&shape(4, 2, 1, 1, 8, 8), 30);
     check(&shape(6, 2, 1, 700, 64, 64), 31);
     check(&shape(1, 1, 2, 1100, 20, 12), 32);
+    check(&shape(2, 1, 3, 0, 8, 8), 42);
+}
+
+#[test]
+fn rows_that_see_nothing_may_be_zero() {
+    check(&Attention { unseen: 0.0, ..shape(4, 2, 1, 1, 8, 8) }, 30);
+    check(&Attention { unseen: 0.0, ..shape(1, 1, 2, 1100, 20, 12) }, 32);
 }
 
 #[test]
