@@ -1,7 +1,7 @@
 //! Integer products of prefill for x86-64: many rows of activations with a packed weight.
 //!
 //! Both sides become integers of 13 bits, or of 8 where the accuracy allows it and the machine multiplies them faster,
-//! that share a scale within [`BLOCK`] terms of a row. The innermost loop multiplies the integers in the lanes of 32 bits
+//! that share a scale within a block of a row. The innermost loop multiplies the integers in the lanes of 32 bits
 //! and adds them, which is exact, at twice to eight times the rate of f32; a block's sum is scaled to f32. Activations
 //! lie across the lanes: they are laid out once for a product, while rows of the weight are unpacked in their own order,
 //! a task at a time, and broadcast.
@@ -25,8 +25,10 @@ pub(crate) use panels::Panels;
 use panels::panel_of;
 use unpack::Unpacked;
 
-/// Terms that share a scale, on either side.
-const BLOCK: usize = 128;
+/// Terms that are unpacked together: a whole number of those that share a scale ([`Integer::BLOCK`]).
+const UNIT: usize = 128;
+/// Scales that a row has room for in [`DEPTH`] terms.
+const SCALES: usize = DEPTH / 64;
 /// Terms that a task unpacks at a time: the activations of a tile stay in the first-level cache.
 const DEPTH: usize = 512;
 /// Rows of a weight that a task computes: unpacked, they stay in the second-level cache.
@@ -154,7 +156,8 @@ impl Task<'_> {
                 unsafe { unpacked.tile::<P, TILE>(weight, rows, columns.clone(), tile) };
             }
             let (first, depth) = (columns.start, columns.len());
-            unsafe { self.multiply::<P, TILE>(&unpacked, first / BLOCK..(first + depth).div_ceil(BLOCK)) };
+            let block = P::Integer::BLOCK;
+            unsafe { self.multiply::<P, TILE>(&unpacked, first / block..(first + depth).div_ceil(block)) };
         }
         unsafe { self.store::<P::Floats>() };
     }
@@ -230,18 +233,18 @@ impl Tile<'_> {
         let (x, lanes) = (self.x, P::Floats::LANES);
         debug_assert_eq!(self.width, VECTORS * lanes);
         // Lanes that a row has in a block.
-        let depth = BLOCK / P::Integer::TERMS;
+        let depth = P::Integer::BLOCK / P::Integer::TERMS;
         let weights = self.unpacked.lanes_of(self.row, P::Integer::TERMS);
-        let blocks_of = self.row * DEPTH / BLOCK..;
+        let blocks_of = self.row * SCALES..;
         let (scales, starts) = (&self.unpacked.scales[blocks_of.clone()], &self.unpacked.starts[blocks_of]);
         for (at, block) in self.blocks.clone().enumerate() {
-            let panel = x.panel(self.first, self.width, block, depth);
+            let panel = x.panel::<P::Integer>(self.first, self.width, block);
             let x_scales = &x.scales[block * x.padded_m + self.first..][..self.width];
             // SAFETY: the panel has `depth` vectors `VECTORS` times, and the weights as many lanes of `ROWS` rows.
             unsafe {
                 let mut exact = [[P::splat(0); VECTORS]; ROWS];
                 for (row, exact) in exact.iter_mut().enumerate() {
-                    *exact = [P::splat(starts[row * DEPTH / BLOCK + at]); VECTORS];
+                    *exact = [P::splat(starts[row * SCALES + at]); VECTORS];
                 }
                 let (mut panel, mut weights) = (panel.as_ptr(), weights[at * depth * ROWS..][..depth * ROWS].as_ptr());
                 for _ in 0..depth / P::STEPS {
@@ -250,7 +253,7 @@ impl Tile<'_> {
                     weights = weights.add(P::STEPS * ROWS);
                 }
                 for (row, exact) in exact.iter().enumerate() {
-                    let scale = P::Floats::splat(scales[row * DEPTH / BLOCK + at]);
+                    let scale = P::Floats::splat(scales[row * SCALES + at]);
                     for (vector, exact) in exact.iter().enumerate() {
                         let x_scale = P::Floats::load(x_scales[vector * lanes..][..lanes].as_ptr());
                         let sum = sums[row * x.padded_m + self.first + vector * lanes..][..lanes].as_mut_ptr();

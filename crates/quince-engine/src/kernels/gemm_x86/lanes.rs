@@ -4,12 +4,13 @@ use std::arch::x86_64::*;
 
 use super::super::simd::{Avx2, Avx512, Simd};
 use super::super::weights::{Affine, CodeType};
-use super::BLOCK;
 
 /// The integers of a product.
 pub(super) trait Integer {
     /// How many a lane of 32 bits holds.
     const TERMS: usize;
+    /// Terms that share a scale, on either side: 64 or 128.
+    const BLOCK: usize;
     /// Largest magnitude of an activation.
     const ACTIVATION_MAX: f32;
     /// Largest magnitude of a rounded element of a weight.
@@ -33,6 +34,7 @@ pub(super) trait Integer {
 /// A lane of 32 bits sums the products of one block: 128 · 4095 · 4096 < 2^31.
 impl Integer for i16 {
     const TERMS: usize = 2;
+    const BLOCK: usize = 128;
     const ACTIVATION_MAX: f32 = 4095.0;
     const WEIGHT_MAX: f32 = 4096.0;
     const TABLE_PART: i16 = 1 << 13;
@@ -52,13 +54,14 @@ impl Integer for i16 {
 
 /// Bytes: activations are made positive, and sums of blocks begin with what that adds to them.
 macro_rules! bytes {
-    ($(#[$doc:meta])* $name:ident, activations $activation_max:literal + $shift:literal, weights $weight_max:literal,
+    ($(#[$doc:meta])* $name:ident, block $block:literal, activations $activation_max:literal + $shift:literal, weights $weight_max:literal,
         table $table_part:literal, codes $code_part:expr) => {
         $(#[$doc])*
         pub(super) struct $name;
 
         impl Integer for $name {
             const TERMS: usize = 4;
+            const BLOCK: usize = $block;
             const ACTIVATION_MAX: f32 = $activation_max;
             const WEIGHT_MAX: f32 = $weight_max;
             const TABLE_PART: i16 = $table_part;
@@ -76,7 +79,7 @@ macro_rules! bytes {
             #[inline(always)]
             unsafe fn narrow<const N: usize>(words: &mut [i16; N], starts: &mut [i32]) {
                 // SAFETY: as the caller vouches.
-                unsafe { narrow(words, starts, $shift) }
+                unsafe { narrow(words, $block, starts, $shift) }
             }
         }
     };
@@ -84,18 +87,18 @@ macro_rules! bytes {
 
 bytes!(
     /// Eight bits. The largest entry of a table, 16383, becomes 127.
-    Bytes, activations 127.0 + 128, weights 127.0, table 254, codes None
+    Bytes, block 128, activations 127.0 + 128, weights 127.0, table 254, codes None
 );
 bytes!(
     /// Seven bits: four products, each at most 127 · 64, are summed in 16 bits. The largest entry becomes 63, and codes of
     /// eight bits are halved.
-    SevenBits, activations 63.0 + 64, weights 63.0, table 126, codes Some(1 << 14)
+    SevenBits, block 64, activations 63.0 + 64, weights 63.0, table 126, codes Some(1 << 14)
 );
 
 /// [`Integer::narrow`] to bytes for activations to which `shift` was added.
 #[inline(always)]
-unsafe fn narrow<const N: usize>(words: &mut [i16; N], starts: &mut [i32], shift: i32) {
-    for (start, block) in starts.iter_mut().zip(words.chunks_exact(BLOCK)) {
+unsafe fn narrow<const N: usize>(words: &mut [i16; N], block: usize, starts: &mut [i32], shift: i32) {
+    for (start, block) in starts.iter_mut().zip(words.chunks_exact(block)) {
         *start = -shift * block.iter().map(|&word| i32::from(word)).sum::<i32>();
     }
     let words = words.as_mut_ptr();

@@ -3,7 +3,7 @@
 use super::super::simd::{Avx2, Avx512, Simd};
 use super::super::{Pool, SharedMut, quantize};
 use super::lanes::{Bytes, Integer, SevenBits};
-use super::{BLOCK, Method};
+use super::{Method, UNIT};
 
 /// Activations `[m, k]` as integers, laid out in panels: for each panel of rows, for each group of terms that a lane of
 /// 32 bits holds, the lanes of its rows.
@@ -33,20 +33,21 @@ impl Panels {
 
     fn of<I: Integer>(method: Method, vector: usize, pool: &Pool, x: &[f32], k: usize) -> Panels {
         let m = x.len() / k;
-        let (padded_m, padded_k) = (m.next_multiple_of(vector), k.next_multiple_of(BLOCK));
-        let (blocks, depth) = (padded_k / BLOCK, BLOCK / I::TERMS);
+        let (padded_m, padded_k) = (m.next_multiple_of(vector), k.next_multiple_of(UNIT));
+        let (blocks, depth) = (padded_k / I::BLOCK, I::BLOCK / I::TERMS);
         let mut lanes = vec![0u32; padded_m * blocks * depth];
         let mut scales = vec![0.0f32; padded_m * blocks];
         let (all_lanes, all_scales) = (SharedMut::new(&mut lanes), SharedMut::new(&mut scales));
         pool.run(blocks, |block| {
-            let columns = block * BLOCK..k.min((block + 1) * BLOCK);
+            let columns = k.min(block * I::BLOCK)..k.min((block + 1) * I::BLOCK);
             // SAFETY: each task writes the scales and the lanes of a block of its own.
             let scales = unsafe { all_scales.slice(block * padded_m, padded_m) };
             for (row, scale) in scales[..m].iter_mut().enumerate() {
-                let mut rounded = [0i16; BLOCK];
+                let mut rounded = [0i16; UNIT];
+                let rounded = &mut rounded[..I::BLOCK];
                 let x = &x[row * k..(row + 1) * k][columns.clone()];
                 // SAFETY: every method has AVX2.
-                *scale = unsafe { round_block(x, I::ACTIVATION_MAX, &mut rounded) };
+                *scale = unsafe { round_block(x, I::ACTIVATION_MAX, rounded) };
                 let (first, width) = panel_of(row, padded_m, 2 * vector);
                 let start = (first * blocks + block * width) * depth;
                 // SAFETY: as above.
@@ -58,10 +59,11 @@ impl Panels {
         Panels { method, m, k, padded_k, padded_m, lanes, scales }
     }
 
-    /// A block of the panel of `width` rows from row `first`: `depth` lanes of each row.
+    /// A block of the panel of `width` rows from row `first`.
     #[inline(always)]
-    pub(super) fn panel(&self, first: usize, width: usize, block: usize, depth: usize) -> &[u32] {
-        let start = (first * self.padded_k / BLOCK + block * width) * depth;
+    pub(super) fn panel<I: Integer>(&self, first: usize, width: usize, block: usize) -> &[u32] {
+        let depth = I::BLOCK / I::TERMS;
+        let start = (first * self.padded_k / I::BLOCK + block * width) * depth;
         &self.lanes[start..start + depth * width]
     }
 }
@@ -74,6 +76,6 @@ pub(super) fn panel_of(row: usize, padded_m: usize, most: usize) -> (usize, usiz
 
 /// [`quantize::round`] with the instructions that every method has.
 #[target_feature(enable = "avx2,fma")]
-pub(super) fn round_block(x: &[f32], most: f32, out: &mut [i16; BLOCK]) -> f32 {
+pub(super) fn round_block(x: &[f32], most: f32, out: &mut [i16]) -> f32 {
     quantize::round(x, most, out)
 }

@@ -9,17 +9,17 @@ use super::super::simd::Simd;
 use super::super::weights::{Affine, CodeType, Encoding, GroupAxis, Lut, PackedWeight};
 use super::lanes::{Integer, Lanes};
 use super::panels::round_block;
-use super::{BLOCK, DEPTH, TASK_ROWS};
+use super::{DEPTH, SCALES, TASK_ROWS, UNIT};
 
 /// Rows of a weight as integers.
 pub(super) struct Unpacked {
     /// For each tile of rows, for each group of terms that a lane holds, the lanes of its rows; and room for what a tile
     /// leaves behind its end.
     lanes: [u32; TASK_ROWS * DEPTH / 2 + 8],
-    /// `[TASK_ROWS, DEPTH / BLOCK]`.
-    pub(super) scales: [f32; TASK_ROWS * DEPTH / BLOCK],
-    /// What the sums of blocks begin with: `[TASK_ROWS, DEPTH / BLOCK]`.
-    pub(super) starts: [i32; TASK_ROWS * DEPTH / BLOCK],
+    /// `[TASK_ROWS, SCALES]`.
+    pub(super) scales: [f32; TASK_ROWS * SCALES],
+    /// What the sums of blocks begin with: `[TASK_ROWS, SCALES]`.
+    pub(super) starts: [i32; TASK_ROWS * SCALES],
     /// The rows of a tile on their way to `lanes`.
     rows: [[u32; DEPTH / 2]; 16],
 }
@@ -31,8 +31,8 @@ impl Unpacked {
     pub(super) fn new() -> Unpacked {
         Unpacked {
             lanes: [0; TASK_ROWS * DEPTH / 2 + 8],
-            scales: [0.0; TASK_ROWS * DEPTH / BLOCK],
-            starts: [0; TASK_ROWS * DEPTH / BLOCK],
+            scales: [0.0; TASK_ROWS * SCALES],
+            starts: [0; TASK_ROWS * SCALES],
             rows: [[0; DEPTH / 2]; 16],
         }
     }
@@ -55,7 +55,7 @@ impl Unpacked {
         let terms = L::Integer::TERMS;
         for (i, row) in rows.enumerate() {
             prefetch_row::<L::Floats>(weight, row + ROWS_AHEAD, &columns);
-            let blocks = (at + i) * DEPTH / BLOCK..(at + i + 1) * DEPTH / BLOCK;
+            let blocks = (at + i) * SCALES..(at + i + 1) * SCALES;
             let scales = &mut self.scales[blocks.clone()];
             let words: &mut [i16; DEPTH] = bytemuck::cast_mut(&mut self.rows[i]);
             unsafe {
@@ -64,7 +64,7 @@ impl Unpacked {
             }
         }
         let lanes = self.lanes[at * DEPTH / terms..][..TILE * DEPTH / terms + 8].as_mut_ptr().cast::<f32>();
-        for lane in (0..columns.len().next_multiple_of(BLOCK) / terms).step_by(8) {
+        for lane in (0..columns.len().next_multiple_of(UNIT) / terms).step_by(8) {
             // Eight rows are written where fewer belong: what is too much is written over by what follows.
             for row in (0..TILE).step_by(8).rev() {
                 // SAFETY: eight lanes of eight rows are read, and written to `TILE · 8` lanes and the room behind.
@@ -92,7 +92,7 @@ fn prefetch_row<S: Simd>(weight: &PackedWeight, row: usize, columns: &Range<usiz
 }
 
 /// Writes elements `first..first + depth` of a row as integers, zeros up to the end of a block, with the scales of the
-/// blocks. `first` is a multiple of [`BLOCK`].
+/// blocks. `first` is a multiple of [`UNIT`].
 #[inline(always)]
 unsafe fn unpack_row<S: Simd, I: Integer>(
     weight: &PackedWeight,
@@ -103,25 +103,22 @@ unsafe fn unpack_row<S: Simd, I: Integer>(
     scales: &mut [f32],
 ) {
     let cols = weight.cols();
-    values[depth..depth.next_multiple_of(BLOCK)].fill(0);
+    values[depth..depth.next_multiple_of(UNIT)].fill(0);
     unsafe {
         match weight.encoding() {
-            Encoding::Lut(lut)
-                if lut.nbits <= 4 && (lut.axis == GroupAxis::Rows || lut.group.is_multiple_of(BLOCK)) =>
-            {
+            Encoding::Lut(lut) if lut.nbits <= 4 && (lut.axis == GroupAxis::Rows || lut.group.is_multiple_of(UNIT)) => {
                 lut_row::<S, I>(lut, row, cols, first, &mut values[..depth], scales);
             }
             Encoding::Affine(affine)
-                if I::holds(affine) && (affine.block[1] == cols || affine.block[1].is_multiple_of(BLOCK)) =>
+                if I::holds(affine) && (affine.block[1] == cols || affine.block[1].is_multiple_of(UNIT)) =>
             {
                 affine_row::<S, I>(affine, row, cols, first, &mut values[..depth], scales);
             }
             _ => {
                 let mut numbers = [0.0f32; DEPTH];
                 dequantize_generic::<S>(weight, row, first, &mut numbers[..depth]);
-                let parts = numbers[..depth].chunks(BLOCK).zip(values.chunks_exact_mut(BLOCK));
+                let parts = numbers[..depth].chunks(I::BLOCK).zip(values.chunks_exact_mut(I::BLOCK));
                 for ((numbers, values), scale) in parts.zip(scales) {
-                    let Ok(values) = values.try_into() else { continue };
                     *scale = round_block(numbers, I::WEIGHT_MAX, values);
                 }
             }
@@ -140,19 +137,20 @@ unsafe fn lut_row<S: Simd, I: Integer>(
     scales: &mut [f32],
 ) {
     let start = row * cols + first;
-    let mut indices = [0u8; BLOCK];
-    for ((block, values), scale) in values.chunks_mut(BLOCK).enumerate().zip(scales) {
-        let (planes, table_scale) = lut.tables.integers(lut.table_of(row, first + block * BLOCK));
-        *scale = table_scale * ONE / f32::from(I::TABLE_PART);
-        let start = start + block * BLOCK;
+    let mut indices = [0u8; UNIT];
+    let scales = scales.chunks_mut(UNIT / I::BLOCK);
+    for ((block, values), scales) in values.chunks_mut(UNIT).enumerate().zip(scales) {
+        let (planes, table_scale) = lut.tables.integers(lut.table_of(row, first + block * UNIT));
+        scales.fill(table_scale * ONE / f32::from(I::TABLE_PART));
+        let start = start + block * UNIT;
         let packed = if lut.nbits == 4 && start.is_multiple_of(2) {
-            lut.indices.get(start / 2..start / 2 + BLOCK / 2)
+            lut.indices.get(start / 2..start / 2 + UNIT / 2)
         } else {
             None
         };
         // SAFETY: AVX2 is there.
         unsafe {
-            match (packed, <&mut [i16; BLOCK]>::try_from(&mut *values)) {
+            match (packed, <&mut [i16; UNIT]>::try_from(&mut *values)) {
                 (Some(packed), Ok(values)) => look_up::<I>(
                     &planes[0],
                     #[inline(always)]
@@ -161,7 +159,7 @@ unsafe fn lut_row<S: Simd, I: Integer>(
                 ),
                 _ => {
                     unpack::<S>(&lut.indices, start, lut.nbits, &mut indices[..values.len()]);
-                    let mut looked_up = [0i16; BLOCK];
+                    let mut looked_up = [0i16; UNIT];
                     look_up::<I>(
                         &planes[0],
                         #[inline(always)]
@@ -187,10 +185,10 @@ unsafe fn nibbles(p: *const u8) -> __m256i {
 
 /// A block of entries, of which `indices` gives 32 indices from a place.
 #[inline(always)]
-unsafe fn look_up<I: Integer>(table: &Planes, indices: impl Fn(usize) -> __m256i, out: &mut [i16; BLOCK]) {
+unsafe fn look_up<I: Integer>(table: &Planes, indices: impl Fn(usize) -> __m256i, out: &mut [i16; UNIT]) {
     unsafe {
         let (low, high) = (twice(&table.low), twice(&table.high));
-        for at in (0..BLOCK).step_by(32) {
+        for at in (0..UNIT).step_by(32) {
             // Interleaving works on halves of 16 bytes: the middle quarters change places before it.
             let indices = _mm256_permute4x64_epi64::<0b11_01_10_00>(indices(at));
             let (low, high) = (_mm256_shuffle_epi8(low, indices), _mm256_shuffle_epi8(high, indices));
@@ -227,11 +225,11 @@ unsafe fn affine_row<S: Simd, I: Integer>(
 ) {
     let mut codes = [0u8; DEPTH];
     unpack::<S>(&affine.data, row * cols + first, affine.codes.nbits(), &mut codes[..values.len()]);
-    for ((block, values), scale) in values.chunks_mut(BLOCK).enumerate().zip(scales) {
-        let index = affine.block_of(row, first + block * BLOCK);
+    for ((block, values), scale) in values.chunks_mut(I::BLOCK).enumerate().zip(scales) {
+        let index = affine.block_of(row, first + block * I::BLOCK);
         *scale = affine.scale.get(index);
         let offset = affine.offset_at(index) as i16;
-        let codes = values.iter_mut().zip(&codes[block * BLOCK..]);
+        let codes = values.iter_mut().zip(&codes[block * I::BLOCK..]);
         match affine.codes {
             CodeType::Int8 => codes.for_each(|(value, &code)| *value = i16::from(code as i8) - offset),
             CodeType::Int4 => codes.for_each(|(value, &code)| *value = i16::from((code ^ 8) as i8) - 8 - offset),
