@@ -2,9 +2,11 @@
 
 use crate::lower::{
     ComputeUnits, FunctionKind, FunctionSpec, Grouping, KvCache, KvGeometry, Length, LogitsOf, Precision, Settings,
-    Target, kv_geometry, lower,
+    Shapes, Target, kv_geometry, lower,
 };
-use crate::semantic::{Semantic, semantic};
+use crate::models::Model;
+use crate::pooling::{Embedding, Pooling};
+use crate::semantic::{Reading, Semantic, has_head, semantic_with};
 use quince_checkpoint::Checkpoint;
 use quince_mil::{Error, Program, Result, bail};
 use std::fmt;
@@ -18,14 +20,19 @@ pub const DEFAULT_PREFILL_LENGTH: usize = 128;
 /// What is asked for of a conversion.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Options {
-    /// The functions, the default one first; empty for `init,decode`, or `full` without a cache.
+    /// The functions, the default one first; empty for `init,decode`, `full` without a cache, or `encode` for a model
+    /// without logits.
     pub functions: Vec<FunctionName>,
     /// Tokens that there is room for.
     pub context: Option<usize>,
     /// Tokens of a call of `init`.
     pub prefill_length: Option<usize>,
-    /// Tokens of a call of `full`, which takes any number if this is not given.
+    /// Tokens of a call of `full`, which takes any number if this is not given; of `encode` if its shape is fixed.
     pub length: Option<usize>,
+    /// Which texts `encode` takes.
+    pub shapes: ShapesKind,
+    /// How `encode` makes one vector of a text; as the checkpoint says if not given.
+    pub pooling: Option<Pooling>,
     /// What carries the KV cache.
     pub kv_cache: KvCache,
     /// The floating-point type.
@@ -47,7 +54,26 @@ pub enum FunctionName {
     Decode,
     /// A text without a cache.
     Full,
+    /// Embeddings of texts.
+    Encode,
 }
+
+/// Which numbers of texts, and of tokens in each, the function `encode` takes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum ShapesKind {
+    /// 1 to 64 texts of 8 to 512 tokens.
+    #[default]
+    Range,
+    /// 1, 8 or 32 texts of 16, 32, 64 and so on to 512 tokens.
+    Enumerated,
+    /// One text of as many tokens as there is room for.
+    Fixed,
+}
+
+/// The most texts of a call of `encode`.
+const MOST_TEXTS: usize = 64;
+/// The tokens that there is room for in `encode` if nothing is asked for and the model has no shorter context.
+const ENCODER_CONTEXT: usize = 512;
 
 /// A converted model.
 pub struct Converted {
@@ -70,9 +96,22 @@ pub struct Converted {
 /// # Errors
 /// When the model is not supported (see [`semantic`]), or options contradict each other or the model.
 pub fn convert(checkpoint: &Checkpoint, options: &Options) -> Result<Converted> {
-    let semantic = semantic(checkpoint)?;
+    let config = checkpoint.config();
+    let model = Model::of_config(config)?;
     let target = Target::of_units(options.units)?;
-    let names = options.names()?;
+    let names = options.names(has_head(model.read(config)?.as_ref(), config, checkpoint))?;
+    let mut readings = Vec::new();
+    if names.iter().any(|name| *name != FunctionName::Encode) {
+        readings.push(Reading::Logits);
+    }
+    if names.contains(&FunctionName::Encode) {
+        let own = || Embedding::of_checkpoint(checkpoint);
+        readings.push(Reading::Embedding(match options.pooling {
+            Some(pooling) => Embedding { pooling, ..own()? },
+            None => own()?,
+        }));
+    }
+    let semantic = semantic_with(model, config, checkpoint, &readings)?;
     let context = options.context_of(&names, &semantic);
     let settings =
         Settings { precision: options.precision, grouping: options.grouping, kv_cache: options.kv_cache, context };
@@ -80,6 +119,11 @@ pub fn convert(checkpoint: &Checkpoint, options: &Options) -> Result<Converted> 
     let program = lower(&semantic, target, &settings, &functions)?;
     let kv_geometry = kv_geometry(&semantic, context)?;
     let mut warnings = options.without_effect(&names);
+    if let Some(from) = semantic.long_from().filter(|&from| context > from) {
+        warnings.push(format!(
+            "positions of all texts turn as those of texts of more than {from} tokens do, because the context is {context}"
+        ));
+    }
     if context > semantic.max_positions {
         let trained = semantic.max_positions;
         warnings.push(format!("the context is {context} tokens, but the model was made for {trained}"));
@@ -89,8 +133,9 @@ pub fn convert(checkpoint: &Checkpoint, options: &Options) -> Result<Converted> 
 
 impl Options {
     /// The functions that are asked for, each once.
-    fn names(&self) -> Result<Vec<FunctionName>> {
+    fn names(&self, has_head: bool) -> Result<Vec<FunctionName>> {
         let names = match (&self.functions[..], self.kv_cache) {
+            ([], _) if !has_head => vec![FunctionName::Encode],
             ([], KvCache::None) => vec![FunctionName::Full],
             ([], _) => vec![FunctionName::Init, FunctionName::Decode],
             (names, _) => names.to_vec(),
@@ -106,18 +151,27 @@ impl Options {
     /// Options for functions that are not asked for: no error, because scripts give them always.
     fn without_effect(&self, names: &[FunctionName]) -> Vec<String> {
         let options = [
-            ("the length", self.length.is_some(), FunctionName::Full),
+            ("the pooling", self.pooling.is_some(), FunctionName::Encode),
             ("the prefill length", self.prefill_length.is_some(), FunctionName::Init),
             ("asking for all logits", self.logits == LogitsOf::All, FunctionName::Init),
         ];
+        let mut warnings = Vec::new();
+        let fixed = names.contains(&FunctionName::Encode) && self.shapes == ShapesKind::Fixed;
+        if self.length.is_some() && !fixed && !names.contains(&FunctionName::Full) {
+            warnings.push("the length has no effect: the package has no function `full`".to_owned());
+        }
         let unused = options.into_iter().filter(|(_, given, name)| *given && !names.contains(name));
-        unused.map(|(what, _, name)| format!("{what} has no effect: the package has no function `{name}`")).collect()
+        let unused =
+            unused.map(|(what, _, name)| format!("{what} has no effect: the package has no function `{name}`"));
+        warnings.extend(unused);
+        warnings
     }
 
     fn context_of(&self, names: &[FunctionName], semantic: &Semantic) -> usize {
         match (self.context, self.length) {
             (Some(context), _) => context,
-            (None, Some(length)) if names == [FunctionName::Full] => length,
+            (None, Some(length)) if names == [FunctionName::Full] || names == [FunctionName::Encode] => length,
+            (None, _) if names == [FunctionName::Encode] => semantic.max_positions.min(ENCODER_CONTEXT),
             (None, _) => semantic.max_positions.min(DEFAULT_CONTEXT),
         }
     }
@@ -126,6 +180,10 @@ impl Options {
     fn spec(&self, name: FunctionName, names: &[FunctionName], context: usize) -> FunctionSpec {
         let kind = match name {
             FunctionName::Full => FunctionKind::Full(self.length.map_or(Length::Flexible, Length::Fixed)),
+            FunctionName::Encode => {
+                let longest = self.context.or(self.length).unwrap_or(ENCODER_CONTEXT).min(context);
+                FunctionKind::Encode(self.shapes.of(longest))
+            }
             FunctionName::Decode => FunctionKind::Cached { tokens: 1, logits: LogitsOf::Last },
             FunctionName::Init => {
                 let tokens = self.prefill_length.unwrap_or(context.min(DEFAULT_PREFILL_LENGTH));
@@ -137,8 +195,24 @@ impl Options {
     }
 }
 
+impl ShapesKind {
+    /// The shapes for texts of up to `longest` tokens.
+    fn of(self, longest: usize) -> Shapes {
+        let doubled = || std::iter::successors(Some(16usize), |length| length.checked_mul(2));
+        match self {
+            ShapesKind::Range => Shapes::Range { texts: (1, MOST_TEXTS), tokens: (longest.min(8), longest) },
+            ShapesKind::Enumerated => {
+                let mut lengths: Vec<usize> = doubled().take_while(|&length| length < longest).collect();
+                lengths.push(longest);
+                Shapes::Listed([1, 8, 32].iter().flat_map(|&n| lengths.iter().map(move |&l| [n, l])).collect())
+            }
+            ShapesKind::Fixed => Shapes::Listed(vec![[1, longest]]),
+        }
+    }
+}
+
 impl FunctionName {
-    const ALL: [FunctionName; 3] = [FunctionName::Init, FunctionName::Decode, FunctionName::Full];
+    const ALL: [FunctionName; 4] = [FunctionName::Init, FunctionName::Decode, FunctionName::Full, FunctionName::Encode];
 }
 
 impl fmt::Display for FunctionName {
@@ -147,6 +221,7 @@ impl fmt::Display for FunctionName {
             FunctionName::Init => "init",
             FunctionName::Decode => "decode",
             FunctionName::Full => "full",
+            FunctionName::Encode => "encode",
         })
     }
 }
@@ -156,6 +231,6 @@ impl FromStr for FunctionName {
 
     fn from_str(name: &str) -> Result<FunctionName> {
         let found = FunctionName::ALL.into_iter().find(|function| function.to_string() == name);
-        found.ok_or_else(|| Error::new(format!("found the function `{name}`, expected init, decode or full")))
+        found.ok_or_else(|| Error::new(format!("found the function `{name}`, expected init, decode, full or encode")))
     }
 }

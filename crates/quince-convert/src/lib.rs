@@ -26,11 +26,14 @@ mod convert;
 pub mod graph;
 pub mod lower;
 pub mod models;
+mod pooling;
 mod rope;
 mod semantic;
+mod weights;
 
-pub use convert::{Converted, DEFAULT_CONTEXT, DEFAULT_PREFILL_LENGTH, FunctionName, Options, convert};
+pub use convert::{Converted, DEFAULT_CONTEXT, DEFAULT_PREFILL_LENGTH, FunctionName, Options, ShapesKind, convert};
 pub use graph::Graph;
 pub use models::{Architecture, MODELS, Model};
-pub use rope::Rope;
-pub use semantic::{Semantic, semantic, semantic_with};
+pub use pooling::{Embedding, Pooling, VectorLength};
+pub use rope::{Rope, RopeKeys};
+pub use semantic::{Reading, Semantic, semantic, semantic_with};

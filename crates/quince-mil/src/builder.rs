@@ -58,6 +58,19 @@ impl Builder {
         self.function.ty(var)
     }
 
+    /// Says more of a variable's type than was inferred, where that left sizes open: of `reshape` by a computed shape.
+    ///
+    /// # Errors
+    /// When it contradicts what was inferred.
+    pub fn declare(&mut self, var: Var, ty: ValueType) -> Result<()> {
+        match self.function.vars.get_mut(var.0 as usize) {
+            Some(info) if info.ty.fits(&ty) => info.ty = ty,
+            Some(info) => bail!("`{}`: found the type {}, expected {ty}", info.name, info.ty),
+            None => bail!("variable number {} is not there", var.0),
+        }
+        Ok(())
+    }
+
     /// A constant of its own operation. The same weight asked for twice is the same variable.
     pub fn weight(&mut self, weight: &Weight) -> Var {
         if let Some(var) = self.shared.get(&weight.id()) {

@@ -7,7 +7,17 @@
 //! y = scaled_dot_product_attention(query, keys, values, mask) its scale is 1/√D; for another, the query is scaled before
 //! y = reshape(transpose(reshape(y), [0, 2, 1, 3]))            [1, S, heads · D]
 //! ```
+//!
+//! Soft caps and sinks, which the fused operation does not know, write it out; a sink is one more column of scores, of
+//! which the softmax's weight is cut off:
+//!
+//! ```text
+//! scores = matmul(query, keysᵀ) · 1/√D;  capped = tanh(scores / c) · c;  scores = capped + (mask - 1) · 30000
+//! weights = softmax(concat([scores, sinks]))[.., .. -1];  y = matmul(weights, values)
+//! ```
 
+use super::positions::MaskKind;
+use super::writer::shape;
 use super::{Grouping, Writer};
 use quince_mil::{Args, Error, Input, Operation, Result, Var, bail};
 
@@ -21,9 +31,6 @@ struct Attention<'a> {
 
 pub(super) fn attention(w: &mut Writer, operation: &Operation, args: &Args) -> Result<Var> {
     let a = Attention::new(&operation.name, args)?;
-    if args.has("sinks") {
-        bail!("found attention sinks, expected none"; hint: "this version lowers attention without sinks only");
-    }
     let causal = args.bool("causal")?;
     if !causal && w.start().is_some() {
         bail!("found attention that is not causal, expected causal in a function with a cache");
@@ -35,6 +42,7 @@ pub(super) fn attention(w: &mut Writer, operation: &Operation, args: &Args) -> R
     let (layer, window) = (size("layer")?, size("window")?);
     let (scale, softcap) = (args.float("scale")? as f32, args.float("softcap")? as f32);
     let (query, key, value) = (w.input(operation, "query")?, w.input(operation, "key")?, w.input(operation, "value")?);
+    let (sinks, bias) = (w.optional_input(operation, "sinks")?, w.optional_input(operation, "bias")?);
     let query = a.by_head(w, "query", query)?;
     let key = a.by_head(w, "key", key)?;
     let value = a.by_head(w, "value", value)?;
@@ -44,27 +52,38 @@ pub(super) fn attention(w: &mut Writer, operation: &Operation, args: &Args) -> R
     let mut stacked = 1;
     if a.heads != a.kv_heads {
         match w.settings.grouping {
-            Grouping::Grouped => {
+            // A bias is by query head, so heads stay apart.
+            Grouping::Grouped if bias.is_none() => {
                 stacked = a.heads / a.kv_heads;
-                query = a.reshape(w, "groups", query, &[1, a.kv_heads as i64, -1, a.dim as i64])?;
+                query = a.reshape(w, "groups", query, &[a.kv_heads as i64, -1, a.dim as i64])?;
             }
-            Grouping::Repeated => {
+            Grouping::Grouped | Grouping::Repeated => {
                 keys = a.repeated(w, "keys", keys)?;
                 values = a.repeated(w, "values", values)?;
             }
         }
     }
-    let mask = if causal { Some(w.mask(window, stacked)?) } else { None };
-    let mut y = match softcap {
-        0.0 => a.fused(w, query, keys, values, mask)?,
-        softcap => a.capped(w, query, keys, values, mask, softcap)?,
+    let kind = (causal || window > 0).then_some(MaskKind { causal, window, repeats: stacked });
+    let fused = softcap == 0.0 && sinks.is_none();
+    let mut mask = match kind {
+        Some(kind) if fused && bias.is_none() && !w.has_padding() => Some(w.mask(kind)?),
+        kind => w.mask_scores(kind)?,
+    };
+    if let Some(bias) = bias {
+        mask = Some(match mask {
+            Some(mask) => w.op("add", &a.named("biased"), &[("x", bias.into()), ("y", mask.into())])?,
+            None => bias,
+        });
+    }
+    let mut y = match fused {
+        true => a.fused(w, query, keys, values, mask)?,
+        false => a.written_out(w, [query, keys, values], mask, softcap, sinks)?,
     };
     if stacked > 1 {
-        y = a.reshape(w, "heads", y, &[1, a.heads as i64, -1, a.dim as i64])?;
+        y = a.reshape(w, "heads", y, &[a.heads as i64, -1, a.dim as i64])?;
     }
     let y = a.by_head(w, "tokens", y)?;
-    let shape = shape(&[1, -1, (a.heads * a.dim) as i64])?;
-    w.op("reshape", a.name, &[("x", y.into()), ("shape", shape)])
+    w.reshaped(a.name, y, &[-1, a.heads.saturating_mul(a.dim) as i64])
 }
 
 impl<'a> Attention<'a> {
@@ -93,8 +112,9 @@ impl<'a> Attention<'a> {
         w.op("transpose", &self.named(part), &[("x", x.into()), ("perm", [0, 2, 1, 3].into())])
     }
 
+    /// x with as many texts as there are, and these sizes.
     fn reshape(&self, w: &mut Writer, part: &str, x: Var, sizes: &[i64]) -> Result<Var> {
-        w.op("reshape", &self.named(part), &[("x", x.into()), ("shape", shape(sizes)?)])
+        w.reshaped(&self.named(part), x, sizes)
     }
 
     /// The query, scaled so that the 1/√D of the fused operation makes `scale` of it.
@@ -113,7 +133,7 @@ impl<'a> Attention<'a> {
         let x = w.op("expand_dims", &spread, &[("x", x.into()), ("axes", [2].into())])?;
         let reps = shape(&[1, 1, (self.heads / self.kv_heads) as i64, 1, 1])?;
         let x = w.op("tile", &tiled, &[("x", x.into()), ("reps", reps)])?;
-        self.reshape(w, &format!("{part}.repeated"), x, &[1, self.heads as i64, -1, self.dim as i64])
+        self.reshape(w, &format!("{part}.repeated"), x, &[self.heads as i64, -1, self.dim as i64])
     }
 
     fn fused(&self, w: &mut Writer, query: Var, keys: Var, values: Var, mask: Option<Var>) -> Result<Var> {
@@ -123,42 +143,72 @@ impl<'a> Attention<'a> {
         w.op("scaled_dot_product_attention", &self.named("attended"), &inputs)
     }
 
-    /// Attention with scores held within ± `softcap`, which the fused operation does not know. What is masked gets
-    /// -30000: that is in float16, and far below any score.
-    fn capped(
+    /// Attention that the fused operation does not know: with a soft cap, or with sinks. What is masked gets -30000: that
+    /// is in float16, and far below any score.
+    fn written_out(
         &self,
         w: &mut Writer,
-        query: Var,
-        keys: Var,
-        values: Var,
+        [query, keys, values]: [Var; 3],
         mask: Option<Var>,
         softcap: f32,
+        sinks: Option<Var>,
     ) -> Result<Var> {
         let inputs =
             [("x", query.into()), ("y", keys.into()), ("transpose_x", false.into()), ("transpose_y", true.into())];
         let scores = w.op("matmul", &self.named("scores"), &inputs)?;
-        let narrow = w.number(1.0 / (softcap * (self.dim as f32).sqrt()))?;
-        let scores = w.op("mul", &self.named("narrowed"), &[("x", scores.into()), ("y", narrow)])?;
-        let scores = w.op("tanh", &self.named("tanh"), &[("x", scores.into())])?;
-        let softcap = w.number(softcap)?;
-        let mut scores = w.op("mul", &self.named("capped"), &[("x", scores.into()), ("y", softcap)])?;
+        let root = (self.dim as f32).sqrt();
+        let narrow = w.number(if softcap > 0.0 { 1.0 / (softcap * root) } else { 1.0 / root })?;
+        let mut scores = w.op("mul", &self.named("narrowed"), &[("x", scores.into()), ("y", narrow)])?;
+        if softcap > 0.0 {
+            scores = w.op("tanh", &self.named("tanh"), &[("x", scores.into())])?;
+            let softcap = w.number(softcap)?;
+            scores = w.op("mul", &self.named("capped"), &[("x", scores.into()), ("y", softcap)])?;
+        }
         if let Some(mask) = mask {
-            let dtype = w.dtype();
-            let (one, far) = (w.number(1.0)?, w.number(30_000.0)?);
-            let mask = w.cast(&self.named("mask"), mask, dtype)?;
-            let mask = w.op("sub", &self.named("masked"), &[("x", mask.into()), ("y", one)])?;
-            let mask = w.op("mul", &self.named("mask_scores"), &[("x", mask.into()), ("y", far)])?;
             scores = w.op("add", &self.named("masked_scores"), &[("x", scores.into()), ("y", mask.into())])?;
         }
-        let weights = w.op("softmax", &self.named("weights"), &[("x", scores.into()), ("axis", (-1).into())])?;
+        let weights = match sinks {
+            None => self.softmax(w, scores)?,
+            Some(sinks) => self.with_sinks(w, scores, sinks)?,
+        };
         let inputs =
             [("x", weights.into()), ("y", values.into()), ("transpose_x", false.into()), ("transpose_y", false.into())];
         w.op("matmul", &self.named("attended"), &inputs)
     }
-}
 
-/// A shape, or repetitions, as the int32 vector that parameters are.
-pub(super) fn shape(sizes: &[i64]) -> Result<Input> {
-    let sizes = sizes.iter().map(|&size| i32::try_from(size)).collect::<Result<Vec<i32>, _>>();
-    Ok(sizes.map_err(|_| Error::new("found a size of more than 31 bits, expected a smaller one"))?.into())
+    fn softmax(&self, w: &mut Writer, scores: Var) -> Result<Var> {
+        w.op("softmax", &self.named("weights"), &[("x", scores.into()), ("axis", (-1).into())])
+    }
+
+    /// The softmax of scores, each row with its head's sink, without the weight of that. Rows of a group's heads stand one
+    /// after the other, so that a column by head is one by group without a copy.
+    fn with_sinks(&self, w: &mut Writer, scores: Var, sinks: Var) -> Result<Var> {
+        let grouped = self.heads != self.kv_heads && w.settings.grouping == Grouping::Grouped;
+        let inputs = [
+            ("x", scores.into()),
+            ("begin", [0, 0, 0, 0].into()),
+            ("end", [0, 0, 0, 1].into()),
+            ("end_mask", [true, true, true, false].into()),
+        ];
+        let mut column = w.op("slice_by_index", &self.named("first_column"), &inputs)?;
+        if grouped {
+            column = self.reshape(w, "column_by_head", column, &[self.heads as i64, -1, 1])?;
+        }
+        let zero = w.number(0.0)?;
+        let column = w.op("mul", &self.named("empty_column"), &[("x", column.into()), ("y", zero)])?;
+        let sinks = w.op("expand_dims", &self.named("sinks"), &[("x", sinks.into()), ("axes", [0, 2, 3].into())])?;
+        let mut column = w.op("add", &self.named("sink_column"), &[("x", column.into()), ("y", sinks.into())])?;
+        if grouped {
+            column = self.reshape(w, "column_by_group", column, &[self.kv_heads as i64, -1, 1])?;
+        }
+        let scores = w.concat(&self.named("scores_and_sinks"), vec![scores, column], -1)?;
+        let weights = self.softmax(w, scores)?;
+        let inputs = [
+            ("x", weights.into()),
+            ("begin", [0, 0, 0, 0].into()),
+            ("end", [0, 0, 0, -1].into()),
+            ("end_mask", [true, true, true, false].into()),
+        ];
+        w.op("slice_by_index", &self.named("weights_of_keys"), &inputs)
+    }
 }

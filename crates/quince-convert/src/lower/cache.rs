@@ -60,7 +60,7 @@ impl Cache {
         let geometry = kv_geometry(semantic, settings.context)?;
         let shape = [geometry.layers, geometry.kv_heads, geometry.context, geometry.head_dim];
         let tokens = match spec.kind {
-            FunctionKind::Full(_) => 0,
+            FunctionKind::Full(_) | FunctionKind::Encode(_) => 0,
             FunctionKind::Cached { tokens, .. } => tokens,
         };
         let mut state = |name: &str| {

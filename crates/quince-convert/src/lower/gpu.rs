@@ -22,6 +22,8 @@
 //! - `attention`: see `lower/attention.rs`; its cache: `lower/cache.rs`.
 
 use super::attention::attention;
+use super::encoder::{add_positions, pool, relative_bias};
+use super::experts::experts;
 use super::{ComputeUnits, Precision, Rule, Target, Writer};
 use quince_mil::{Args, DType, Dim, Input, Operation, Result, Var, bail};
 
@@ -33,10 +35,15 @@ pub(super) const GPU: Target = Target {
 };
 
 const RULES: &[(&str, Rule)] = &[
+    ("add_positions", add_positions),
     ("attention", attention),
     ("embedding", embedding),
+    ("experts", experts),
+    ("layer_norm", layer_norm),
     ("linear", linear),
     ("logits", linear),
+    ("pool", pool),
+    ("relative_bias", relative_bias),
     ("rms_norm", rms_norm),
     ("rope", rope),
     ("split_heads", split_heads),
@@ -78,13 +85,30 @@ fn rms_norm(w: &mut Writer, operation: &Operation, args: &Args) -> Result<Var> {
     w.op("mul", name, &[("x", normed.into()), ("y", weight.into())])
 }
 
+/// The operation of MIL, but with an epsilon that is not zero in float16.
+fn layer_norm(w: &mut Writer, operation: &Operation, args: &Args) -> Result<Var> {
+    const SMALLEST: f32 = 6e-8;
+    let (x, gamma, beta) =
+        (w.input(operation, "x")?, w.input(operation, "gamma")?, w.optional_input(operation, "beta")?);
+    let epsilon = w.number((args.float("epsilon")? as f32).max(SMALLEST))?;
+    let axes = args.ints("axes")?.iter().map(|&axis| axis as i32).collect::<Vec<_>>();
+    let mut inputs = vec![("x", x.into()), ("axes", axes.into()), ("gamma", gamma.into())];
+    inputs.extend(beta.map(|beta| ("beta", beta.into())));
+    inputs.push(("epsilon", epsilon));
+    w.op("layer_norm", &operation.name, &inputs)
+}
+
 fn rope(w: &mut Writer, operation: &Operation, args: &Args) -> Result<Var> {
     let name = &operation.name;
     if args.bool("interleaved")? || args.has("position") {
         bail!("found rotary positions of interleaved pairs or of its own, expected halves and those of the tokens");
     }
     let x = w.input(operation, "x")?;
-    let frequencies = args.tensor("inverse_frequencies")?.to_f32()?;
+    // Keys of a cache stay turned as they are, so that a program turns by one set of frequencies: that for texts as long as
+    // its context.
+    let long = args.has("long_inverse_frequencies") && w.settings.context as i64 > args.int("long_from")?;
+    let frequencies = if long { "long_inverse_frequencies" } else { "inverse_frequencies" };
+    let frequencies = args.tensor(frequencies)?.to_f32()?;
     let (cos, sin) = w.rotary(&frequencies, args.float("attention_scaling")? as f32)?;
     let (pairs, width) = (frequencies.len(), args.shape("x")?.last().and_then(|dim| dim.fixed()));
     if width == Some(2 * pairs) {
@@ -126,6 +150,5 @@ fn split_heads(w: &mut Writer, operation: &Operation, args: &Args) -> Result<Var
     let (Ok(heads), Some(width)) = (usize::try_from(heads), width) else {
         bail!("found {heads} heads, expected a number that divides a known width");
     };
-    let shape = super::attention::shape(&[1, -1, heads as i64, (width / heads.max(1)) as i64])?;
-    w.op("reshape", &operation.name, &[("x", x.into()), ("shape", shape)])
+    w.reshaped(&operation.name, x, &[-1, heads as i64, (width / heads.max(1)) as i64])
 }

@@ -7,7 +7,8 @@ use quince_mil::{Function, Value, Var};
 use std::collections::{HashMap, HashSet};
 
 /// Operations that treat each token alone, tokens being the second axis of what they compute with.
-const TOKENWISE: &[&str] = &["add", "gelu", "linear", "logits", "mul", "rms_norm", "silu"];
+const TOKENWISE: &[&str] =
+    &["add", "experts", "gelu", "layer_norm", "linear", "logits", "mul", "relu", "rms_norm", "silu", "tanh"];
 
 /// The variables that are computed token by token and used for nothing but such ones and the logits.
 pub(super) fn only_last(main: &Function, constants: &HashMap<Var, &Value>) -> HashSet<Var> {

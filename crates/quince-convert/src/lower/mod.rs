@@ -7,6 +7,8 @@
 
 mod attention;
 mod cache;
+mod encoder;
+mod experts;
 mod finite;
 mod gpu;
 mod last;
@@ -118,7 +120,7 @@ pub struct FunctionSpec {
 }
 
 /// What a function computes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum FunctionKind {
     /// `input_ids` int32 [1, S] to `logits` [1, S, V], without a cache.
     Full(Length),
@@ -130,6 +132,40 @@ pub enum FunctionKind {
         /// Which tokens have logits.
         logits: LogitsOf,
     },
+    /// `input_ids` and `attention_mask` int32 [B, S] to `embedding` [B, D] or `last_hidden_state` [B, S, D].
+    Encode(Shapes),
+}
+
+/// Which numbers of texts, and of tokens in each, a function takes.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Shapes {
+    /// From one number to another, both included.
+    Range {
+        /// Texts of a call.
+        texts: (usize, usize),
+        /// Tokens of a text, padding included.
+        tokens: (usize, usize),
+    },
+    /// One of these, texts and tokens. A single one is fixed.
+    Listed(Vec<[usize; 2]>),
+}
+
+impl Shapes {
+    /// The only one, if there is only one.
+    pub fn fixed(&self) -> Option<[usize; 2]> {
+        match self {
+            Shapes::Listed(shapes) if shapes.len() == 1 => shapes.first().copied(),
+            _ => None,
+        }
+    }
+
+    /// The most tokens of a text.
+    pub fn longest(&self) -> usize {
+        match self {
+            Shapes::Range { tokens, .. } => tokens.1,
+            Shapes::Listed(shapes) => shapes.iter().map(|shape| shape[1]).max().unwrap_or(0),
+        }
+    }
 }
 
 /// The length of the input of a function without a cache.
@@ -209,6 +245,7 @@ fn check(settings: &Settings, functions: &[FunctionSpec]) -> Result<()> {
             FunctionKind::Full(Length::Flexible) => 1,
             FunctionKind::Full(Length::Fixed(length)) => length,
             FunctionKind::Cached { tokens, .. } => tokens,
+            FunctionKind::Encode(ref shapes) => shapes.longest(),
         };
         if tokens == 0 || tokens > context {
             bail!("function `{}`: found {tokens} tokens a call, expected 1 to the context, {context}", spec.name);

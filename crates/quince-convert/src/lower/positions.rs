@@ -2,7 +2,7 @@
 
 use super::writer::Writer;
 use super::{FunctionKind, KvCache, Length};
-use quince_mil::{DType, Input, Result, Tensor, Var, Weight};
+use quince_mil::{DType, Input, Result, Tensor, Var, Weight, bail};
 use quince_tensor::WeightSource;
 use std::collections::HashMap;
 use std::ops::Range;
@@ -12,13 +12,30 @@ use std::sync::Arc;
 pub(super) struct Positions {
     /// The input `position`, of functions with a cache.
     start: Option<Var>,
+    /// The input `attention_mask`, of functions that take several texts.
+    padding: Option<Var>,
     /// The position after the call's last token.
     pub stop: Option<Var>,
     of_tokens: Option<Var>,
     of_keys: Option<Var>,
-    masks: HashMap<(usize, usize), Var>,
+    masks: HashMap<MaskKind, Var>,
+    scores: HashMap<Option<MaskKind>, Var>,
+    seen: Option<Var>,
+    input_shape: Option<Var>,
+    shapes: HashMap<Vec<i64>, Var>,
     /// By index of the table: cosines and sines of the tokens.
     rotary: HashMap<usize, (Var, Var)>,
+}
+
+/// Which keys a token may attend to.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct MaskKind {
+    /// Itself and those before it alone.
+    pub causal: bool,
+    /// So many of them in each direction, 0 for all.
+    pub window: usize,
+    /// How often the tokens are repeated: for the heads of a group.
+    pub repeats: usize,
 }
 
 /// Cosines and sines of every position, for one set of frequencies: [context, pairs] each. Both elements of a pair turn
@@ -31,8 +48,20 @@ pub(super) struct RotaryTable {
 }
 
 impl Positions {
-    pub fn new(start: Option<Var>) -> Positions {
-        Positions { start, stop: None, of_tokens: None, of_keys: None, masks: HashMap::new(), rotary: HashMap::new() }
+    pub fn new(start: Option<Var>, padding: Option<Var>) -> Positions {
+        Positions {
+            start,
+            padding,
+            stop: None,
+            of_tokens: None,
+            of_keys: None,
+            masks: HashMap::new(),
+            scores: HashMap::new(),
+            seen: None,
+            input_shape: None,
+            shapes: HashMap::new(),
+            rotary: HashMap::new(),
+        }
     }
 }
 
@@ -47,14 +76,17 @@ impl Writer<'_> {
         if let Some(var) = self.positions.of_tokens {
             return Ok(var);
         }
-        let var = match (self.spec.kind, self.start()) {
+        let var = match (&self.spec.kind, self.start()) {
             (FunctionKind::Cached { tokens: 1, .. }, Some(start)) => start,
             (FunctionKind::Cached { tokens, .. }, Some(start)) => {
-                self.op("add", "positions", &[("x", start.into()), ("y", count(tokens).into())])?
+                self.op("add", "positions", &[("x", start.into()), ("y", count(*tokens).into())])?
             }
-            (FunctionKind::Full(Length::Fixed(length)), _) => self.constant("positions", count(length)),
+            (FunctionKind::Full(Length::Fixed(length)), _) => self.constant("positions", count(*length)),
+            (FunctionKind::Encode(shapes), _) if shapes.fixed().is_some() => {
+                self.constant("positions", count(shapes.longest()))
+            }
             _ => {
-                let shape = self.op("shape", "input_shape", &[("x", self.ids.into())])?;
+                let shape = self.input_shape()?;
                 let inputs = [("x", shape.into()), ("begin", [1].into()), ("end", [2].into())];
                 let squeeze = ("squeeze_mask", [true].into());
                 let length = self.op("slice_by_index", "length", &[&inputs[..], &[squeeze]].concat())?;
@@ -64,6 +96,31 @@ impl Writer<'_> {
         };
         self.positions.of_tokens = Some(var);
         Ok(var)
+    }
+
+    /// Texts and tokens: int32 [2].
+    fn input_shape(&mut self) -> Result<Var> {
+        if let Some(shape) = self.positions.input_shape {
+            return Ok(shape);
+        }
+        let shape = self.op("shape", "input_shape", &[("x", self.ids.into())])?;
+        self.positions.input_shape = Some(shape);
+        Ok(shape)
+    }
+
+    /// A shape of as many texts as there are, and these sizes.
+    pub(super) fn shape_of_texts(&mut self, rest: &[i64]) -> Result<Var> {
+        if let Some(shape) = self.positions.shapes.get(rest) {
+            return Ok(*shape);
+        }
+        let input = self.input_shape()?;
+        let texts = [("x", input.into()), ("begin", [0].into()), ("end", [1].into())];
+        let texts = self.op("slice_by_index", "texts", &texts)?;
+        let sizes = rest.iter().map(|&size| size as i32).collect::<Vec<_>>();
+        let sizes = self.constant("sizes", sizes);
+        let shape = self.concat("shape_of_texts", vec![texts, sizes], 0)?;
+        self.positions.shapes.insert(rest.to_vec(), shape);
+        Ok(shape)
     }
 
     /// The position of each key: int32 [K]. Keys of a cache that comes as an input and has not been filled so far are
@@ -90,27 +147,82 @@ impl Writer<'_> {
         Ok(var)
     }
 
-    /// Which keys a token may attend to: bool [1, 1, repeats · S, K], the tokens repeated for the heads of a group. A
-    /// token sees itself and those before it, with a window (0 for none) only that many.
-    pub(super) fn mask(&mut self, window: usize, repeats: usize) -> Result<Var> {
-        if let Some(mask) = self.positions.masks.get(&(window, repeats)) {
+    /// Which keys a token may attend to: bool [1, 1, repeats · S, K], the tokens repeated for the heads of a group.
+    /// Padding is not in it.
+    pub(super) fn mask(&mut self, kind: MaskKind) -> Result<Var> {
+        if let Some(mask) = self.positions.masks.get(&kind) {
             return Ok(*mask);
         }
+        let MaskKind { causal, window, repeats } = kind;
         let (mut tokens, keys) = (self.token_positions()?, self.key_positions()?);
         if repeats > 1 {
             tokens = self.concat("query_positions", vec![tokens; repeats], 0)?;
         }
         let tokens = self.op("expand_dims", "query_rows", &[("x", tokens.into()), ("axes", [0, 1, 3].into())])?;
         let keys = self.op("expand_dims", "key_columns", &[("x", keys.into()), ("axes", [0, 1, 2].into())])?;
-        let mut mask = self.op("greater_equal", "causal_mask", &[("x", tokens.into()), ("y", keys.into())])?;
-        if window > 0 {
-            let before = super::writer::int_vector(&[window])?[0];
-            let first = self.op("sub", "window_start", &[("x", tokens.into()), ("y", before.into())])?;
-            let near = self.op("greater", "within_window", &[("x", keys.into()), ("y", first.into())])?;
-            mask = self.op("logical_and", "window_mask", &[("x", mask.into()), ("y", near.into())])?;
+        let mut parts = Vec::new();
+        if causal {
+            parts.push(self.op("greater_equal", "causal_mask", &[("x", tokens.into()), ("y", keys.into())])?);
         }
-        self.positions.masks.insert((window, repeats), mask);
+        if window > 0 {
+            let size = super::writer::int_vector(&[window])?[0];
+            let first = self.op("sub", "window_start", &[("x", tokens.into()), ("y", size.into())])?;
+            parts.push(self.op("greater", "within_window", &[("x", keys.into()), ("y", first.into())])?);
+            if !causal {
+                let end = self.op("add", "window_end", &[("x", tokens.into()), ("y", size.into())])?;
+                parts.push(self.op("less", "before_window_end", &[("x", keys.into()), ("y", end.into())])?);
+            }
+        }
+        let Some((&first, rest)) = parts.split_first() else {
+            bail!("found a mask that hides nothing, expected one that is causal or has a window");
+        };
+        let mut mask = first;
+        for part in rest {
+            mask = self.op("logical_and", "window_mask", &[("x", mask.into()), ("y", (*part).into())])?;
+        }
+        self.positions.masks.insert(kind, mask);
         Ok(mask)
+    }
+
+    /// Whether texts may be padded.
+    pub(super) fn has_padding(&self) -> bool {
+        self.positions.padding.is_some()
+    }
+
+    /// What is added to scores so that padding is not seen, nor what `kind` hides if it is given: 0 or -30000, [B, 1, 1 or
+    /// repeats · S, K]. That is in float16 and far below any score, and a token that sees nothing still gets a finite
+    /// result. None where nothing is hidden.
+    pub(super) fn mask_scores(&mut self, kind: Option<MaskKind>) -> Result<Option<Var>> {
+        if let Some(scores) = self.positions.scores.get(&kind) {
+            return Ok(Some(*scores));
+        }
+        let seen = match (self.tokens_seen()?, kind) {
+            (None, None) => return Ok(None),
+            (Some(seen), None) => seen,
+            (None, Some(kind)) => self.mask(kind)?,
+            (Some(seen), Some(kind)) => {
+                let mask = self.mask(kind)?;
+                self.op("logical_and", "seen", &[("x", mask.into()), ("y", seen.into())])?
+            }
+        };
+        let dtype = self.dtype();
+        let (one, far) = (self.number(1.0)?, self.number(30_000.0)?);
+        let seen = self.cast("mask_number", seen, dtype)?;
+        let hidden = self.op("sub", "mask_hidden", &[("x", seen.into()), ("y", one)])?;
+        let scores = self.op("mul", "mask_scores", &[("x", hidden.into()), ("y", far)])?;
+        self.positions.scores.insert(kind, scores);
+        Ok(Some(scores))
+    }
+
+    /// Which tokens are not padding: bool [B, 1, 1, S].
+    fn tokens_seen(&mut self) -> Result<Option<Var>> {
+        let Some(padding) = self.positions.padding else { return Ok(None) };
+        if self.positions.seen.is_none() {
+            let seen = self.op("not_equal", "token_seen", &[("x", padding.into()), ("y", 0.into())])?;
+            let seen = self.op("expand_dims", "token_columns", &[("x", seen.into()), ("axes", [1, 2].into())])?;
+            self.positions.seen = Some(seen);
+        }
+        Ok(self.positions.seen)
     }
 
     /// Cosines and sines of the tokens' positions: [1, S, 1, 2 · pairs] each.

@@ -4,8 +4,8 @@ use super::cache::Cache;
 use super::finite::finite;
 use super::last::only_last;
 use super::positions::Positions;
-use super::{FunctionKind, FunctionSpec, Length, LogitsOf, Rule, Settings};
-use crate::semantic::{Semantic, lengths};
+use super::{FunctionKind, FunctionSpec, Length, LogitsOf, Rule, Settings, Shapes};
+use crate::semantic::{Reading, Semantic, lengths};
 use quince_mil::op::ArgInfo;
 use quince_mil::{
     Arg, Args, Builder, DType, Dim, Error, Flexibility, Function, Input, Operation, Opset, Result, Tensor, TensorType,
@@ -25,6 +25,8 @@ pub(super) struct Shared {
 /// the semantic operation with [`Writer::input`].
 pub struct Writer<'a> {
     semantic: &'a Semantic,
+    /// The function of the semantic program that is lowered.
+    source: &'a Function,
     pub(super) settings: &'a Settings,
     pub(super) spec: &'a FunctionSpec,
     pub(super) shared: &'a mut Shared,
@@ -51,21 +53,24 @@ impl<'a> Writer<'a> {
         shared: &'a mut Shared,
     ) -> Result<Writer<'a>> {
         let mut builder = Builder::new(Function::new(&spec.name, Opset::CoreML8));
-        let (tokens, flexibility) = match spec.kind {
-            FunctionKind::Full(Length::Flexible) => (Dim::Unknown, lengths(settings.context)),
-            FunctionKind::Full(Length::Fixed(n)) => (Dim::Fixed(n), Flexibility::Fixed),
-            FunctionKind::Cached { tokens, .. } => (Dim::Fixed(tokens), Flexibility::Fixed),
+        let (texts, tokens, flexibility) = match &spec.kind {
+            FunctionKind::Full(Length::Flexible) => (Dim::Fixed(1), Dim::Unknown, lengths(settings.context)),
+            FunctionKind::Full(Length::Fixed(n)) => (Dim::Fixed(1), Dim::Fixed(*n), Flexibility::Fixed),
+            FunctionKind::Cached { tokens, .. } => (Dim::Fixed(1), Dim::Fixed(*tokens), Flexibility::Fixed),
+            FunctionKind::Encode(shapes) => flexible(shapes),
         };
-        let ty = TensorType { dtype: DType::I32, shape: vec![Dim::Fixed(1), tokens] };
-        let ids = builder.input("input_ids", ty.into(), flexibility);
+        let ty = TensorType { dtype: DType::I32, shape: vec![texts, tokens] };
+        let ids = builder.input("input_ids", ty.clone().into(), flexibility.clone());
+        let encodes = matches!(spec.kind, FunctionKind::Encode(_));
+        let mask = encodes.then(|| builder.input("attention_mask", ty.into(), flexibility));
         let position = match spec.kind {
-            FunctionKind::Full(_) => None,
+            FunctionKind::Full(_) | FunctionKind::Encode(_) => None,
             FunctionKind::Cached { .. } => {
                 Some(builder.input("position", ValueType::tensor(DType::I32, &[1]), Flexibility::Fixed))
             }
         };
         let cache = Cache::new(semantic, settings, spec, &mut builder)?;
-        let main = semantic.main();
+        let main = semantic.function_with(|reading| matches!(reading, Reading::Embedding(_)) == encodes)?;
         let operations = &main.block.operations;
         let constants =
             operations.iter().filter_map(|o| Some((*o.outputs.first()?, o.constant()?))).collect::<HashMap<_, _>>();
@@ -73,17 +78,19 @@ impl<'a> Writer<'a> {
             FunctionKind::Cached { tokens, logits: LogitsOf::Last } if tokens > 1 => only_last(main, &constants),
             _ => HashSet::new(),
         };
+        let inputs = main.inputs.iter().map(|input| input.var).zip([Some(ids), mask]);
         Ok(Writer {
             semantic,
+            source: main,
             settings,
             spec,
             shared,
             builder,
             ids,
-            positions: Positions::new(position),
+            positions: Positions::new(position, mask),
             cache,
             constants,
-            lowered: main.inputs.first().map(|input| (input.var, ids)).into_iter().collect(),
+            lowered: inputs.filter_map(|(input, lowered)| Some((input, lowered?))).collect(),
             last: HashMap::new(),
             only_last,
             at_last: false,
@@ -92,7 +99,7 @@ impl<'a> Writer<'a> {
 
     /// Lowers every operation: by its rule, or by copying it.
     pub(super) fn write(mut self, rules: &[(&str, Rule)]) -> Result<Function> {
-        let main = self.semantic.main();
+        let main = self.source;
         for operation in &main.block.operations {
             let &[output] = &operation.outputs[..] else {
                 bail!("operation `{}` has {} results, expected one", operation.name, operation.outputs.len());
@@ -129,6 +136,11 @@ impl<'a> Writer<'a> {
         self.builder.op(op, name, inputs)
     }
 
+    /// Appends an operation with several results.
+    pub(super) fn ops(&mut self, op: &str, name: &str, inputs: &[(&str, Input)]) -> Result<Vec<Var>> {
+        self.builder.ops(op, name, inputs)
+    }
+
     /// Appends an operation without a result.
     pub(super) fn statement(&mut self, op: &str, name: &str, inputs: &[(&str, Input)]) -> Result<()> {
         self.builder.ops(op, name, inputs).map(|_| ())
@@ -158,6 +170,29 @@ impl<'a> Writer<'a> {
         Ok(Tensor::scalar(value).cast(self.dtype())?.into())
     }
 
+    /// x with as many texts and the other sizes as given, of which -1 stands for what is left.
+    pub(super) fn reshaped(&mut self, name: &str, x: Var, rest: &[i64]) -> Result<Var> {
+        let texts = match &self.spec.kind {
+            FunctionKind::Encode(shapes) => shapes.fixed().map(|[texts, _]| texts as i64),
+            FunctionKind::Full(_) | FunctionKind::Cached { .. } => Some(1),
+        };
+        if let Some(texts) = texts {
+            let sizes = shape(&[&[texts], rest].concat())?;
+            return self.op("reshape", name, &[("x", x.into()), ("shape", sizes)]);
+        }
+        let sizes = self.shape_of_texts(rest)?;
+        let y = self.op("reshape", name, &[("x", x.into()), ("shape", sizes.into())])?;
+        let size = |&size: &i64| usize::try_from(size).map_or(Dim::Unknown, Dim::Fixed);
+        let shape = std::iter::once(Dim::Unknown).chain(rest.iter().map(size)).collect();
+        self.builder.declare(y, TensorType { dtype: self.dtype(), shape }.into())?;
+        Ok(y)
+    }
+
+    /// Whether the operation that is lowered has a single token.
+    pub(super) fn single_token(&self) -> bool {
+        self.at_last || matches!(self.spec.kind, FunctionKind::Cached { tokens: 1, .. })
+    }
+
     /// The lowered variable of an argument of a semantic operation; of its last token where no other is needed.
     pub fn input(&mut self, operation: &Operation, param: &str) -> Result<Var> {
         match operation.arg(param) {
@@ -173,7 +208,7 @@ impl<'a> Writer<'a> {
 
     fn of(&mut self, var: Var) -> Result<Var> {
         if let Some(value) = self.constants.get(&var).copied() {
-            return self.converted(&self.semantic.main().var(var).name, value);
+            return self.converted(&self.source.var(var).name, value);
         }
         let lowered = self.lowered.get(&var).copied();
         let lowered = lowered.ok_or_else(|| Error::new(format!("variable number {} is not lowered yet", var.0)))?;
@@ -185,7 +220,7 @@ impl<'a> Writer<'a> {
         if let Some(last) = self.last.get(&var) {
             return Ok(*last);
         }
-        let name = format!("{}.last", self.semantic.main().var(var).name);
+        let name = format!("{}.last", self.source.var(var).name);
         let Some(shape) = self.builder.ty(lowered).as_tensor().and_then(TensorType::dims) else {
             bail!("found the type {}, expected known sizes", self.builder.ty(lowered));
         };
@@ -246,13 +281,37 @@ impl<'a> Writer<'a> {
 
     /// The arguments of a semantic operation: types, and values of constants.
     fn args<'o>(&self, operation: &'o Operation) -> Result<Args<'o>> {
-        let main = self.semantic.main();
+        let main = self.source;
         verify::bind(operation.op()?, operation, |arg| match arg {
             Arg::Value(value) => Ok(ArgInfo::known(value.clone())),
             Arg::Var(var) => {
                 Ok(ArgInfo { ty: main.ty(*var).clone(), value: self.constants.get(var).map(|&value| value.clone()) })
             }
         })
+    }
+}
+
+/// A shape, or repetitions, as the int32 vector that parameters are.
+pub(super) fn shape(sizes: &[i64]) -> Result<Input> {
+    let sizes = sizes.iter().map(|&size| i32::try_from(size)).collect::<Result<Vec<i32>, _>>();
+    Ok(sizes.map_err(|_| Error::new("found a size of more than 31 bits, expected a smaller one"))?.into())
+}
+
+/// The sizes of an input, and what it declares of them.
+fn flexible(shapes: &Shapes) -> (Dim, Dim, Flexibility) {
+    match shapes {
+        Shapes::Range { texts, tokens } => {
+            let bounds = vec![(texts.0, Some(texts.1)), (tokens.0, Some(tokens.1))];
+            let default = vec![texts.0, tokens.1.min(tokens.0.max(64))];
+            (Dim::Unknown, Dim::Unknown, Flexibility::Range { bounds, default })
+        }
+        Shapes::Listed(shapes) => match shapes[..] {
+            [[texts, tokens]] => (Dim::Fixed(texts), Dim::Fixed(tokens), Flexibility::Fixed),
+            _ => {
+                let shapes = shapes.iter().map(|shape| shape.to_vec()).collect();
+                (Dim::Unknown, Dim::Unknown, Flexibility::Enumerated(shapes))
+            }
+        },
     }
 }
 

@@ -1,8 +1,8 @@
 //! Llama: grouped-query attention, rotary positions, SwiGLU, RMS norms before both.
 
 use super::{Architecture, LmHead, Tied};
-use crate::blocks::{Activation, gated_mlp, pre_norm};
-use crate::graph::{Attention, Bias, Graph};
+use crate::blocks::{Activation, Decoder, PreNorm, pre_norm};
+use crate::graph::{Attention, Bias, Graph, Norm};
 use crate::rope::Rope;
 use quince_mil::{Result, Var};
 use serde::Deserialize;
@@ -10,14 +10,8 @@ use serde::Deserialize;
 /// The fields of `config.json` that change the program.
 #[derive(Deserialize)]
 pub struct Llama {
-    vocab_size: usize,
-    hidden_size: usize,
-    intermediate_size: usize,
-    num_hidden_layers: usize,
-    num_attention_heads: usize,
-    num_key_value_heads: Option<usize>,
-    head_dim: Option<usize>,
-    max_position_embeddings: usize,
+    #[serde(flatten)]
+    decoder: Decoder,
     rms_norm_eps: f32,
     #[serde(default)]
     hidden_act: Activation,
@@ -25,8 +19,6 @@ pub struct Llama {
     attention_bias: Bias,
     #[serde(default)]
     mlp_bias: Bias,
-    #[serde(default)]
-    tie_word_embeddings: Tied,
 }
 
 impl Architecture for Llama {
@@ -38,36 +30,30 @@ impl Architecture for Llama {
         "original_max_position_embeddings": 16 } }"#;
 
     fn build(&self, g: &mut Graph) -> Result<Var> {
-        let dim = self.head_dim.unwrap_or(self.hidden_size / self.num_attention_heads.max(1));
-        let rope = Rope::from_config(g.config(), dim)?;
-        let mut x = g.embedding("model.embed_tokens", self.vocab_size, self.hidden_size)?;
-        for i in 0..self.num_hidden_layers {
-            let attention = |g: &mut Graph, x| self.attention(g, x, dim, &rope);
-            let mlp = |g: &mut Graph, x| gated_mlp(g, x, self.intermediate_size, self.hidden_act, self.mlp_bias);
-            x = g.scope(&format!("model.layers.{i}"), |g| pre_norm(g, x, self.rms_norm_eps, attention, mlp))?;
-        }
-        g.rms_norm("model.norm", x, self.rms_norm_eps)
+        let norm = Norm::Rms { epsilon: self.rms_norm_eps };
+        let rope = Rope::from_config(g.config(), self.decoder.heads().dim)?;
+        let x = self.decoder.embed(g)?;
+        let x = self.decoder.layers(g, x, |g, _, x| {
+            let attention = |g: &mut Graph, x| self.attention(g, x, &rope);
+            let mlp = |g: &mut Graph, x| self.decoder.gated_mlp(g, x, self.hidden_act, self.mlp_bias);
+            pre_norm(g, x, PreNorm::USUAL, norm, attention, mlp)
+        })?;
+        g.norm("model.norm", x, norm)
     }
 
-    fn head(&self) -> LmHead {
-        LmHead::usual(self.vocab_size, self.tie_word_embeddings)
+    fn head(&self) -> Option<LmHead> {
+        Some(self.decoder.lm_head(Tied::Untied))
     }
 
     fn max_positions(&self) -> usize {
-        self.max_position_embeddings
+        self.decoder.max_position_embeddings
     }
 }
 
 impl Llama {
-    fn attention(&self, g: &mut Graph, x: Var, dim: usize, rope: &Rope) -> Result<Var> {
-        let (heads, bias) = (self.num_attention_heads, self.attention_bias);
-        let kv_heads = self.num_key_value_heads.unwrap_or(heads);
-        let q = g.linear("q_proj", x, heads * dim, bias)?;
-        let k = g.linear("k_proj", x, kv_heads * dim, bias)?;
-        let v = g.linear("v_proj", x, kv_heads * dim, bias)?;
-        let (q, k, v) = (g.split_heads(q, heads)?, g.split_heads(k, kv_heads)?, g.split_heads(v, kv_heads)?);
-        let (q, k) = (g.rope(q, rope)?, g.rope(k, rope)?);
-        let out = g.attention(q, k, v, Attention::default())?;
-        g.linear("o_proj", out, self.hidden_size, bias)
+    fn attention(&self, g: &mut Graph, x: Var, rope: &Rope) -> Result<Var> {
+        let qkv = self.decoder.heads().project(g, x, ["q_proj", "k_proj", "v_proj"], self.attention_bias)?;
+        let out = qkv.rotated(g, rope)?.attend(g, Attention::default())?;
+        g.linear("o_proj", out, self.decoder.hidden_size, self.attention_bias)
     }
 }

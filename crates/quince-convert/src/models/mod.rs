@@ -6,17 +6,53 @@
 use crate::graph::{Bias, Graph};
 use quince_checkpoint::Config;
 use quince_mil::{Result, Var, bail};
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::de::DeserializeOwned;
 
+mod bert;
+mod distilbert;
+mod gemma;
+mod gemma2;
+mod gemma3;
+mod gpt2;
+mod gpt_neo;
+mod gpt_neox;
+mod gpt_oss;
 mod llama;
+mod mistral;
+mod mixtral;
+mod modernbert;
+mod mpnet;
+mod phi;
+mod phi3;
 mod qwen2;
 mod qwen3;
+mod qwen3_moe;
+mod roberta;
+mod stablelm;
 
 /// Every architecture.
 pub const MODELS: &[Model] = &[
     Model::of::<llama::Llama>("Llama 2, 3, 3.1, 3.2 and what is built like them"),
+    Model::of::<mistral::Mistral>("Mistral 7B and what is built like it"),
+    Model::of::<mixtral::Mixtral>("Mixtral"),
     Model::of::<qwen2::Qwen2>("Qwen2 and Qwen2.5, dense"),
-    Model::of::<qwen3::Qwen3>("Qwen3, dense"),
+    Model::of::<qwen3::Qwen3>("Qwen3 and Qwen3-Embedding, dense"),
+    Model::of::<qwen3_moe::Qwen3Moe>("Qwen3 with experts"),
+    Model::of::<gemma::Gemma>("Gemma"),
+    Model::of::<gemma2::Gemma2>("Gemma 2"),
+    Model::of::<gemma3::Gemma3>("Gemma 3, text"),
+    Model::of::<phi::Phi>("Phi-1, Phi-1.5 and Phi-2"),
+    Model::of::<phi3::Phi3>("Phi-3, Phi-3.5 and Phi-4-mini"),
+    Model::of::<gpt2::Gpt2>("GPT-2"),
+    Model::of::<gpt_neo::GptNeo>("GPT-Neo and TinyStories"),
+    Model::of::<gpt_neox::GptNeoX>("GPT-NeoX and Pythia"),
+    Model::of::<gpt_oss::GptOss>("gpt-oss"),
+    Model::of::<stablelm::StableLm>("StableLM"),
+    Model::of::<bert::Bert>("BERT and MiniLM, encoders"),
+    Model::of::<roberta::Roberta>("RoBERTa and XLM-R, encoders"),
+    Model::of::<mpnet::MpNet>("MPNet, an encoder"),
+    Model::of::<distilbert::DistilBert>("DistilBERT, an encoder"),
+    Model::of::<modernbert::ModernBert>("ModernBERT, an encoder"),
 ];
 
 /// A transformer: the fields of its configuration, deserialised, and the program that they describe.
@@ -31,15 +67,15 @@ pub trait Architecture: DeserializeOwned {
     /// Appends the model to the graph: from token ids to hidden states [B, S, D], after the last norm.
     fn build(&self, g: &mut Graph) -> Result<Var>;
 
-    /// How logits are made of the hidden states.
-    fn head(&self) -> LmHead;
+    /// How logits are made of the hidden states; none of an encoder, which sees a text as a whole.
+    fn head(&self) -> Option<LmHead>;
 
     /// The longest text that the model was made for, in tokens.
     fn max_positions(&self) -> usize;
 }
 
 /// How logits are made of hidden states.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Debug)]
 pub struct LmHead {
     /// The module whose weight [V, D] the hidden states are multiplied with: the embedding, where the two are tied.
     pub module: &'static str,
@@ -47,14 +83,14 @@ pub struct LmHead {
     pub vocab_size: usize,
     /// Whether the module has a bias.
     pub bias: Bias,
+    /// Logits become `softcap · tanh(logit / softcap)` if given.
+    pub softcap: Option<f32>,
 }
 
 /// Whether the logits are made with the weight of the embedding: `tie_word_embeddings`.
-#[derive(Deserialize, Clone, Copy, PartialEq, Eq, Default, Debug)]
-#[serde(from = "bool")]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Tied {
     /// They have a weight of their own.
-    #[default]
     Untied,
     /// They use that of the embedding.
     Tied,
@@ -73,7 +109,12 @@ impl LmHead {
             Tied::Tied => "model.embed_tokens",
             Tied::Untied => "lm_head",
         };
-        LmHead { module, vocab_size, bias: Bias::Absent }
+        LmHead::of(module, vocab_size)
+    }
+
+    /// The weight of a module, without a bias.
+    pub fn of(module: &'static str, vocab_size: usize) -> LmHead {
+        LmHead { module, vocab_size, bias: Bias::Absent, softcap: None }
     }
 }
 
@@ -85,20 +126,35 @@ pub struct Model {
     pub doc: &'static str,
     /// See [`Architecture::TINY`].
     pub tiny: &'static str,
-    build: fn(&Config, &mut Graph) -> Result<Built>,
+    read: fn(&Config) -> Result<Box<dyn Described>>,
 }
 
-/// What building an architecture gives.
-pub(crate) struct Built {
-    pub hidden: Var,
-    pub head: LmHead,
-    pub max_positions: usize,
+/// An architecture whose configuration is read.
+pub(crate) trait Described {
+    /// See [`Architecture::build`].
+    fn build(&self, g: &mut Graph) -> Result<Var>;
+    /// See [`Architecture::head`].
+    fn head(&self) -> Option<LmHead>;
+    /// See [`Architecture::max_positions`].
+    fn max_positions(&self) -> usize;
+}
+
+impl<A: Architecture> Described for A {
+    fn build(&self, g: &mut Graph) -> Result<Var> {
+        Architecture::build(self, g)
+    }
+    fn head(&self) -> Option<LmHead> {
+        Architecture::head(self)
+    }
+    fn max_positions(&self) -> usize {
+        Architecture::max_positions(self)
+    }
 }
 
 impl Model {
     /// The entry of an architecture.
-    pub const fn of<A: Architecture>(doc: &'static str) -> Model {
-        Model { model_types: A::MODEL_TYPES, doc, tiny: A::TINY, build: build::<A> }
+    pub const fn of<A: Architecture + 'static>(doc: &'static str) -> Model {
+        Model { model_types: A::MODEL_TYPES, doc, tiny: A::TINY, read: read::<A> }
     }
 
     /// The architecture that `model_type` of the configuration names.
@@ -117,22 +173,21 @@ impl Model {
         )
     }
 
-    pub(crate) fn build(&self, config: &Config, g: &mut Graph) -> Result<Built> {
-        (self.build)(config, g)
+    pub(crate) fn read(&self, config: &Config) -> Result<Box<dyn Described>> {
+        (self.read)(config)
     }
 }
 
 /// The largest integer in a configuration: no size comes near, and products of two still fit.
 const MAX_SIZE: u64 = u32::MAX as u64;
 
-fn build<A: Architecture>(config: &Config, g: &mut Graph) -> Result<Built> {
+fn read<A: Architecture + 'static>(config: &Config) -> Result<Box<dyn Described>> {
     for (key, value) in config.value().as_object().into_iter().flatten() {
         if let Some(found) = value.as_u64().filter(|&found| found > MAX_SIZE) {
             bail!("{}: key `{key}`: found {found}, expected at most {MAX_SIZE}", config.path().display());
         }
     }
-    let model: A = config.parse()?;
-    Ok(Built { hidden: model.build(g)?, head: model.head(), max_positions: model.max_positions() })
+    Ok(Box::new(config.parse::<A>()?))
 }
 
 #[cfg(test)]

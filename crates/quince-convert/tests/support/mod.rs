@@ -1,13 +1,13 @@
 //! Random weights, an architecture that is unlike the others, and a host that calls cached functions as a runtime does.
 
 use quince_checkpoint::Config;
-use quince_convert::blocks::{Activation, gated_mlp, pre_norm};
-use quince_convert::graph::{Attention, Bias, Graph, Weights};
+use quince_convert::blocks::{Activation, Heads, PreNorm, gated_mlp, pre_norm};
+use quince_convert::graph::{Attention, Bias, Graph, Norm, Weights};
 use quince_convert::lower::{
-    FunctionKind, FunctionSpec, Grouping, KvCache, Length, LogitsOf, Precision, Settings, TARGETS, lower,
+    FunctionKind, FunctionSpec, Grouping, KvCache, Length, LogitsOf, Precision, Settings, Shapes, TARGETS, lower,
 };
 use quince_convert::models::LmHead;
-use quince_convert::{Architecture, Model, Rope, Semantic, semantic_with};
+use quince_convert::{Architecture, Embedding, Model, Pooling, Reading, Rope, Semantic, VectorLength, semantic_with};
 use quince_mil::eval::{self, Tensors};
 use quince_mil::{Program, Result, Tensor, ValueType, Var, Weight};
 use serde::Deserialize;
@@ -26,10 +26,14 @@ impl Weights for RandomWeights {
         });
         Ok(Weight::from_tensor(name, Tensor::from_vec(shape, values.collect())?))
     }
+
+    fn has(&self, _: &str) -> bool {
+        true
+    }
 }
 
-/// What no architecture of the table has yet: a scale of its own, soft caps, heads rotated in part, windows in every
-/// layer, another activation.
+/// What no architecture of the table has together: a scale of its own, soft caps, sinks, heads rotated in part, windows in
+/// every layer, another activation.
 #[derive(Deserialize)]
 pub struct Odd {
     vocab_size: usize,
@@ -41,26 +45,25 @@ impl Architecture for Odd {
 
     fn build(&self, g: &mut Graph) -> Result<Var> {
         let rope = Rope::from_config(g.config(), 4)?;
+        let (heads, norm) = (Heads { heads: 4, kv_heads: 2, dim: 6 }, Norm::Rms { epsilon: 1e-5 });
         let mut x = g.embedding("embed", self.vocab_size, 8)?;
         for i in 0..2 {
             let attention = |g: &mut Graph, x| {
-                let q = g.linear("q_proj", x, 4 * 6, Bias::Present)?;
-                let k = g.linear("k_proj", x, 2 * 6, Bias::Absent)?;
-                let v = g.linear("v_proj", x, 2 * 6, Bias::Absent)?;
-                let (q, k, v) = (g.split_heads(q, 4)?, g.split_heads(k, 2)?, g.split_heads(v, 2)?);
-                let (q, k) = (g.rope(q, &rope)?, g.rope(k, &rope)?);
-                let how = Attention { window: Some(3), scale: Some(0.3), softcap: (i == 1).then_some(2.0) };
-                let out = g.attention(q, k, v, how)?;
+                let qkv = heads.project(g, x, ["q_proj", "k_proj", "v_proj"], Bias::Present)?.rotated(g, &rope)?;
+                let sinks = if i == 1 { Some(g.vector("sinks", 4)?) } else { None };
+                let softcap = (i == 1).then_some(2.0);
+                let how = Attention { window: Some(3), scale: Some(0.3), softcap, sinks, ..Attention::default() };
+                let out = qkv.attend(g, how)?;
                 g.linear("o_proj", out, 8, Bias::Absent)
             };
             let mlp = |g: &mut Graph, x| gated_mlp(g, x, 12, Activation::GeluTanh, Bias::Absent);
-            x = g.scope(&format!("layers.{i}"), |g| pre_norm(g, x, 1e-5, attention, mlp))?;
+            x = g.scope(&format!("layers.{i}"), |g| pre_norm(g, x, PreNorm::USUAL, norm, attention, mlp))?;
         }
-        g.rms_norm("norm", x, 1e-5)
+        g.norm("norm", x, norm)
     }
 
-    fn head(&self) -> LmHead {
-        LmHead { module: "head", vocab_size: self.vocab_size, bias: Bias::Present }
+    fn head(&self) -> Option<LmHead> {
+        Some(LmHead { bias: Bias::Present, ..LmHead::of("head", self.vocab_size) })
     }
 
     fn max_positions(&self) -> usize {
@@ -68,10 +71,24 @@ impl Architecture for Odd {
     }
 }
 
-/// The semantic program of an architecture's tiny configuration.
-pub fn tiny(model: &Model) -> Semantic {
+/// Normalized means, to have something of every part.
+pub const EMBEDDING: Reading = Reading::Embedding(Embedding { pooling: Pooling::Mean, length: VectorLength::One });
+
+/// The semantic program of an architecture's tiny configuration; none if it has no such reading.
+pub fn read(model: &Model, reading: Reading) -> Option<Semantic> {
     let config = Config::from_text("tiny", model.tiny).unwrap();
-    semantic_with(model, &config, &RandomWeights).unwrap()
+    match semantic_with(model, &config, &RandomWeights, &[reading]) {
+        Ok(semantic) => Some(semantic),
+        Err(error) => {
+            assert!(error.to_string().contains("found an encoder, expected a model with logits"), "{error}");
+            None
+        }
+    }
+}
+
+/// The semantic program of a decoder's tiny configuration.
+pub fn tiny(model: &Model) -> Semantic {
+    read(model, Reading::Logits).unwrap()
 }
 
 /// The functions `init` of four tokens, `decode` and `full` for a context of 16.
@@ -90,6 +107,28 @@ pub fn lowered(
     ];
     let settings = Settings { precision, grouping, kv_cache, context: 16 };
     lower(semantic, &TARGETS[0], &settings, &functions).unwrap()
+}
+
+/// A function that takes any number of texts of up to 16 tokens.
+pub fn encoder(semantic: &Semantic, grouping: Grouping) -> Program {
+    let kind = FunctionKind::Encode(Shapes::Range { texts: (1, 64), tokens: (1, 16) });
+    let settings = Settings { precision: Precision::Float32, grouping, kv_cache: KvCache::None, context: 16 };
+    lower(semantic, &TARGETS[0], &settings, &[FunctionSpec { name: "main".to_owned(), kind }]).unwrap()
+}
+
+/// What the only function makes of texts that are padded to `length` tokens.
+pub fn run_encode(program: &Program, texts: &[&[i64]], length: usize) -> Tensor {
+    let (mut ids, mut mask) = (Vec::new(), Vec::new());
+    for text in texts {
+        // Padding is a token like others: it is the mask that hides it.
+        ids.extend((0..length).map(|i| text.get(i).copied().unwrap_or(7) as i32));
+        mask.extend((0..length).map(|i| i32::from(i < text.len())));
+    }
+    let tensor = |values| Tensor::from_vec([texts.len(), length], values).unwrap();
+    let inputs = Tensors::from([("input_ids".to_owned(), tensor(ids)), ("attention_mask".to_owned(), tensor(mask))]);
+    let outputs = eval::run(&program.functions[0], &inputs, &mut Tensors::new()).unwrap();
+    assert_eq!(outputs.len(), 1);
+    outputs.into_values().next().unwrap()
 }
 
 /// The logits of the function `full`, or of the only function.

@@ -65,7 +65,10 @@ table! {
     select: Select;
     semantic_attention: SplitHeads, Rope, Attention;
     semantic_embedding: Embedding, Logits;
+    semantic_experts: Experts;
     semantic_norm: RmsNorm;
+    semantic_pool: Pool;
+    semantic_positions: AddPositions, RelativeBias;
     slice: SliceByIndex, SliceUpdate, SliceBySize;
     sorting: Argsort, Topk;
     sparse: SparseToDense, LutToSparse, SparseBlockwiseShiftScale;
@@ -76,6 +79,8 @@ table! {
     transpose: Transpose, Reverse;
     upsample: UpsampleNearestNeighbor, UpsampleBilinear;
 }
+
+pub use semantic_positions::Buckets;
 
 /// The operation of this name.
 pub fn find(name: &str) -> Option<&'static dyn Op> {

@@ -1,6 +1,7 @@
 //! Semantic `split_heads`, `rope` and `attention`: a layer's attention without layout, cache or precision.
 
 use super::attention::{dot, softmax, weighted_sum};
+use super::gather::integers;
 use super::layout::{count, filled, result, result_shape};
 use super::shape_rules::{merge, show};
 use crate::op::FLOAT;
@@ -55,7 +56,8 @@ impl Op for Rope {
         "Rotary position embedding: pairs of each head are turned by an angle that grows with the position. x: [B, S, H, \
          D]; token i is at `position` + i. Pair j is turned by position · inverse_frequencies[j], cosine and sine times \
          `attention_scaling`. With R = 2 · the number of frequencies, the pairs are (j, j + R/2), or (2j, 2j + 1) if \
-         `interleaved`; elements from R on pass through. Source: Su et al., RoFormer, 2021."
+         `interleaved`; elements from R on pass through. Texts of more than `long_from` tokens turn by \
+         `long_inverse_frequencies` where they are given. Source: Su et al., RoFormer, 2021."
     }
 
     fn params(&self) -> &'static [Param] {
@@ -66,6 +68,8 @@ impl Op for Rope {
                 Param::new("attention_scaling").constant().or_float(1.0),
                 Param::new("interleaved").constant().or_bool(false),
                 Param::new("position").optional(),
+                Param::new("long_inverse_frequencies").constant().optional().types(FLOAT),
+                Param::new("long_from").constant().or_int(0),
             ]
         }
     }
@@ -93,6 +97,11 @@ impl Op for Rope {
                 bail!("found a position of type {position}, expected one integer");
             }
         }
+        if args.has("long_inverse_frequencies") && args.shape("long_inverse_frequencies")? != frequencies {
+            let (long, short) = (show(args.shape("long_inverse_frequencies")?), show(frequencies));
+            bail!("found long_inverse_frequencies {long}, expected {short} as inverse_frequencies");
+        }
+        args.int("long_from")?;
         args.float("attention_scaling")?;
         args.bool("interleaved")?;
         result(x.dtype, x.shape.clone())
@@ -101,7 +110,9 @@ impl Op for Rope {
     fn eval(&self, args: &Args) -> Result<Vec<Tensor>> {
         let shape = result_shape(self, args)?;
         let x = args.tensor("x")?;
-        let frequencies = args.tensor("inverse_frequencies")?.to_f64()?;
+        let long = args.has("long_inverse_frequencies") && shape[1] as i64 > args.int("long_from")?;
+        let frequencies = if long { "long_inverse_frequencies" } else { "inverse_frequencies" };
+        let frequencies = args.tensor(frequencies)?.to_f64()?;
         let (scaling, interleaved) = (args.float("attention_scaling")?, args.bool("interleaved")?);
         let first = if args.has("position") { args.int("position")? } else { 0 };
         let (length, width) = (shape[1], shape[3]);
@@ -134,8 +145,9 @@ impl Op for Attention {
         "Each query's mean of the values, weighted by the softmax of `scale` · query · key. query: [B, S, Hq, D], key: [B, \
          S, Hk, D], value: [B, S, Hk, V]; Hq is a multiple of Hk and query head h uses key head h / (Hq / Hk). If \
          `causal`, query i sees keys j <= i. With a `window` it sees only keys less than `window` away. With a `softcap` \
-         c, scores s become c · tanh(s / c). `sinks` [Hq] are further scores, one per head, that take their share of the \
-         softmax and give nothing. `layer` is the number of the cache layer that a lowering with a cache uses. The \
+         c, scores s become c · tanh(s / c). `bias` [1, Hq, S, S] is added to scores. `sinks` [Hq] are further scores, one \
+         per head, that take their share of the softmax and give nothing. `padding` [B, S] is 0 for keys that nobody sees, \
+         1 for others; a query that sees none gives zeros. `layer` is the number of the cache layer that a lowering with a cache uses. The \
          result is [B, S, Hq·V]."
     }
 
@@ -150,6 +162,8 @@ impl Op for Attention {
                 Param::new("window").constant().or_int(0),
                 Param::new("softcap").constant().or_float(0.0),
                 Param::new("sinks").constant().optional().types(FLOAT),
+                Param::new("bias").optional().types(FLOAT),
+                Param::new("padding").optional(),
                 Param::new("layer").constant().or_int(0),
             ]
         }
@@ -180,6 +194,12 @@ impl Op for Attention {
         if args.has("sinks") && !matches!(args.shape("sinks")?, [n] if n.fits(*heads)) {
             bail!("found sinks {}, expected [{heads}]", show(args.shape("sinks")?));
         }
+        if args.has("bias") && !matches!(args.shape("bias")?, [one, n, ..] if one.fits(1.into()) && n.fits(*heads)) {
+            bail!("found a bias {}, expected [1, {heads}, S, S]", show(args.shape("bias")?));
+        }
+        if args.has("padding") && integers(args, "padding")?.len() != 2 {
+            bail!("found padding {}, expected [B, S]", show(args.shape("padding")?));
+        }
         Scores::new(args)?;
         args.int("layer")?;
         let width = match (*heads, *depth) {
@@ -197,20 +217,45 @@ impl Op for Attention {
         };
         let scores = Scores::new(args)?;
         let sinks = args.opt_tensor("sinks")?.map(|sinks| sinks.to_f64()).transpose()?;
+        let bias = Bias::new(args, heads, length)?;
+        let padding = args.opt_ints("padding")?.unwrap_or_else(|| vec![1; query.shape()[0] * length]);
+        if padding.len() != query.shape()[0] * length {
+            bail!("found padding of {} numbers, expected one for each token", padding.len());
+        }
         let (q, k, v) = (query.to_f64()?, key.to_f64()?, value.to_f64()?);
         let mut out = filled(count(&shape)?, 0.0)?;
         for (row, out) in out.chunks_exact_mut(depth.max(1)).enumerate() {
             let (token, head) = (row / heads, row % heads);
             let (batch, i) = (token / length, token % length);
             let key_row = |j: usize| (batch * length + j) * key_heads + head / (heads / key_heads);
-            let seen = scores.seen(i, length);
+            let seen: Vec<usize> = scores.seen(i, length).filter(|j| padding[batch * length + j] != 0).collect();
             let q = &q[row * width..][..width];
-            let mut weights: Vec<f64> =
-                seen.clone().map(|j| scores.score(dot(q, &k[key_row(j) * width..][..width]))).collect();
+            let score = |&j: &usize| scores.score(dot(q, &k[key_row(j) * width..][..width])) + bias.of(head, i, j);
+            let mut weights: Vec<f64> = seen.iter().map(score).collect();
             softmax(&mut weights, sinks.as_ref().map(|sinks| sinks[head]));
-            weighted_sum(&weights, |i| &v[key_row(seen.start + i) * depth..][..depth], out);
+            weighted_sum(&weights, |i| &v[key_row(seen[i]) * depth..][..depth], out);
         }
         Ok(vec![Tensor::from_f64(query.dtype(), shape, out)?])
+    }
+}
+
+/// What is added to the score of a head, a query and a key.
+struct Bias {
+    values: Option<Vec<f64>>,
+    length: usize,
+}
+
+impl Bias {
+    fn new(args: &Args, heads: usize, length: usize) -> Result<Bias> {
+        let Some(bias) = args.opt_tensor("bias")? else { return Ok(Bias { values: None, length }) };
+        if *bias.shape() != [1, heads, length, length] {
+            bail!("found a bias {bias:?}, expected [1, {heads}, {length}, {length}]");
+        }
+        Ok(Bias { values: Some(bias.to_f64()?), length })
+    }
+
+    fn of(&self, head: usize, query: usize, key: usize) -> f64 {
+        self.values.as_ref().map_or(0.0, |values| values[(head * self.length + query) * self.length + key])
     }
 }
 
@@ -309,6 +354,30 @@ mod tests {
         // A sink of score 0 counts as one more key whose value is 0.
         assert_eq!(counted(vec![("sinks", f32s(&[1], &[0.0]))]), [0.5, 11.0 / 3.0, 27.75, 222.2]);
         assert_eq!(counted(vec![("sinks", f32s(&[1], &[1e30])), ("window", 1.into())]), [0.0; 4]);
+    }
+
+    #[test]
+    fn padding_is_not_seen_and_a_bias_is_added() {
+        let padding: Value = Tensor::from_vec([1, 4], vec![0i32, 1, 1, 0]).unwrap().into();
+        assert_eq!(counted(vec![("padding", padding)]), [0.0, 10.0, 55.0, 55.0]);
+        // The second key counts three times for the last query.
+        let mut bias = [0.0f32; 16];
+        bias[13] = 3.0f32.ln();
+        let found = counted(vec![("bias", f32s(&[1, 1, 4, 4], &bias))]);
+        assert!((found[3] - 1131.0 / 6.0).abs() < 1e-3 && found[..3] == [1.0, 5.5, 37.0], "{found:?}");
+        assert!(run(&Attention, vec![("bias", f32s(&[1, 1, 4, 3], &bias[..12]))]).is_err());
+    }
+
+    #[test]
+    fn long_texts_turn_by_frequencies_of_their_own() {
+        let turned = |tokens: usize| {
+            let x = f32s(&[1, tokens, 1, 2], &[1.0, 0.0].repeat(tokens));
+            let (short, long) = (f32s(&[1], &[0.0]), f32s(&[1], &[std::f32::consts::PI]));
+            let values = vec![("x", x), ("inverse_frequencies", short), ("long_inverse_frequencies", long)];
+            let values = [values, vec![("long_from", 2.into())]].concat();
+            run(&Rope, values).unwrap().to_f32().unwrap()[2].round()
+        };
+        assert_eq!((turned(2), turned(3)), (1.0, -1.0));
     }
 
     /// Expected values: NumPy in float64, two query heads on one key head, softcap 2, scale 0.5.

@@ -16,7 +16,7 @@ use clap::builder::RangedU64ValueParser;
 use quince_checkpoint::Checkpoint;
 use quince_compress::compress;
 use quince_convert::lower::{FunctionKind, KvCache, LogitsOf, Precision, Target};
-use quince_convert::{Converted, FunctionName, Options, convert};
+use quince_convert::{Converted, FunctionName, Options, Pooling, ShapesKind, convert};
 use quince_mil::Program;
 use quince_mlpackage::{Package, is_compiled};
 use quince_runtime::{Bundle, CacheLayout, Suite, Validation};
@@ -43,6 +43,8 @@ Examples:
       the package is run against the checkpoint
   quince convert MODEL -o out.bundle --mixed-precision attention=6,mlp=4,embed=8
       6, 4 and 8 bits for parts of the model
+  quince convert MODEL -o encoder.bundle --pooling cls --shapes enumerated
+      an encoder: embeddings of the first token, of some shapes only
   quince convert MODEL -o out.mlpackage --functions full --compute-precision float32
       one function without a cache, exact
   quince convert App.app/model.mlmodelc -o model.mlpackage
@@ -56,8 +58,8 @@ pub struct Args {
     /// Replace the output if it exists
     #[arg(long)]
     force: bool,
-    /// Functions of the package: init (prefill, a chunk of tokens), decode (one token), full (no cache). Default:
-    /// init,decode, or full with --kv-cache none
+    /// Functions of the package: init (prefill, a chunk of tokens), decode (one token), full (no cache), encode (an
+    /// embedding). Default: init,decode; full with --kv-cache none; encode for encoders and models without a head
     #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
     functions: Vec<FunctionName>,
     /// Tokens that there is room for. Default: what the model was made for, at most 2048
@@ -69,6 +71,13 @@ pub struct Args {
     /// Tokens of a call of full, which takes any number up to the context if this is not given
     #[arg(long, value_name = "S", value_parser = tokens())]
     length: Option<usize>,
+    /// How encode makes one vector of a text. Default: as modules.json of sentence-transformers says, else the mean; none
+    /// gives the hidden states
+    #[arg(long, value_name = "WHAT")]
+    pooling: Option<PoolingArg>,
+    /// Which texts encode takes: 1 to 64 of 8 to 512 tokens, some numbers of each, or one text of --length tokens
+    #[arg(long, value_name = "WHICH", default_value = "range")]
+    shapes: ShapesArg,
     /// Have init give the logits of all its tokens, not only of the last
     #[arg(long)]
     all_logits: bool,
@@ -102,6 +111,21 @@ enum KvCacheArg {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
+enum PoolingArg {
+    Mean,
+    Cls,
+    Last,
+    None,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum ShapesArg {
+    Range,
+    Enumerated,
+    Fixed,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
 enum PrecisionArg {
     Float16,
     Float32,
@@ -114,6 +138,17 @@ impl Args {
             context: self.context,
             prefill_length: self.prefill_length,
             length: self.length,
+            pooling: self.pooling.map(|pooling| match pooling {
+                PoolingArg::Mean => Pooling::Mean,
+                PoolingArg::Cls => Pooling::Cls,
+                PoolingArg::Last => Pooling::Last,
+                PoolingArg::None => Pooling::None,
+            }),
+            shapes: match self.shapes {
+                ShapesArg::Range => ShapesKind::Range,
+                ShapesArg::Enumerated => ShapesKind::Enumerated,
+                ShapesArg::Fixed => ShapesKind::Fixed,
+            },
             kv_cache: match self.kv_cache {
                 KvCacheArg::State => KvCache::State,
                 KvCacheArg::Io => KvCache::Io,

@@ -117,11 +117,13 @@ impl Report {
     ) -> Report {
         let functions = converted.functions.iter().map(|function| Function {
             name: function.name.clone(),
-            tokens: match function.kind {
+            tokens: match &function.kind {
                 FunctionKind::Full(Length::Flexible) => None,
-                FunctionKind::Full(Length::Fixed(length)) => Some(length),
-                FunctionKind::Cached { tokens, .. } => Some(tokens),
+                FunctionKind::Full(Length::Fixed(length)) => Some(*length),
+                FunctionKind::Cached { tokens, .. } => Some(*tokens),
+                FunctionKind::Encode(shapes) => shapes.fixed().map(|[_, tokens]| tokens),
             },
+
         });
         let kv_cache = cache_kind(converted);
         let g = converted.kv_geometry;

@@ -1,0 +1,131 @@
+//! From the hidden states of a text to one vector, as the user or the files of sentence-transformers say.
+
+use crate::graph::Graph;
+use quince_checkpoint::{Checkpoint, Config};
+use quince_mil::{Error, Result, Var, bail};
+use std::fmt;
+use std::str::FromStr;
+
+/// How one vector is made of the hidden states of a text.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Embedding {
+    /// Which tokens it is made of.
+    pub pooling: Pooling,
+    /// Whether it is divided by its length.
+    pub length: VectorLength,
+}
+
+/// Which tokens' hidden states an embedding is made of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Pooling {
+    /// The mean of all.
+    Mean,
+    /// The first, which encoders train to stand for the text.
+    Cls,
+    /// The last, which alone has seen all the text in a decoder.
+    Last,
+    /// Each for itself: no embedding, but the hidden states.
+    None,
+}
+
+/// The length of an embedding.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum VectorLength {
+    /// As it comes.
+    Any,
+    /// One.
+    One,
+}
+
+impl Embedding {
+    /// What `modules.json` of sentence-transformers says; without it the mean, as sentence-transformers does it.
+    ///
+    /// # Errors
+    /// When a file cannot be read, or asks for what is not supported.
+    pub fn of_checkpoint(checkpoint: &Checkpoint) -> Result<Embedding> {
+        let mut embedding = Embedding { pooling: Pooling::Mean, length: VectorLength::Any };
+        let Some(path) = checkpoint.file("modules.json") else { return Ok(embedding) };
+        // The reader of configurations wants an object, and this file is a list.
+        let text =
+            std::fs::read_to_string(&path).map_err(|e| Error::new(format!("cannot read: {e}")).at(path.display()))?;
+        let config = Config::from_text(path, format!("{{\"modules\": {text}}}"))?;
+        for module in config.field::<Vec<Module>>("modules")? {
+            match module.kind.rsplit('.').next().unwrap_or_default() {
+                "Transformer" => {}
+                "Pooling" => embedding.pooling = pooling(checkpoint, &module.path)?,
+                "Normalize" => embedding.length = VectorLength::One,
+                other => bail!(
+                    "{}: found the module `{other}`, expected Transformer, Pooling or Normalize",
+                    config.path().display()
+                ),
+            }
+        }
+        Ok(embedding)
+    }
+
+    pub(crate) fn write(self, g: &mut Graph, hidden: Var) -> Result<Var> {
+        let mode = match self.pooling {
+            Pooling::None => return g.named("last_hidden_state", hidden),
+            Pooling::Mean => "mean",
+            Pooling::Cls => "first",
+            Pooling::Last => "last",
+        };
+        match self.length {
+            VectorLength::Any => g.pool("embedding", hidden, mode),
+            VectorLength::One => {
+                let pooled = g.pool("pooled", hidden, mode)?;
+                g.normalized("embedding", pooled)
+            }
+        }
+    }
+}
+
+#[derive(serde::Deserialize)]
+struct Module {
+    #[serde(rename = "type")]
+    kind: String,
+    path: String,
+}
+
+fn pooling(checkpoint: &Checkpoint, directory: &str) -> Result<Pooling> {
+    let name = format!("{directory}/config.json");
+    let Some(path) = checkpoint.file(&name) else {
+        bail!("{name}: found no such file, expected how tokens are pooled")
+    };
+    let config = Config::read(&path)?;
+    let modes = [
+        ("pooling_mode_mean_tokens", Pooling::Mean),
+        ("pooling_mode_cls_token", Pooling::Cls),
+        ("pooling_mode_lasttoken", Pooling::Last),
+    ];
+    let object = config.value().as_object();
+    let asked = object.into_iter().flatten().filter(|(key, value)| key.starts_with("pooling_mode_") && **value == true);
+    let asked: Vec<&str> = asked.map(|(key, _)| key.as_str()).collect();
+    match (&asked[..], modes.iter().find(|(key, _)| asked.contains(key))) {
+        ([_], Some((_, pooling))) => Ok(*pooling),
+        _ => {
+            bail!("{}: found the modes {}, expected one of mean, cls and last tokens", path.display(), asked.join(", "))
+        }
+    }
+}
+
+impl FromStr for Pooling {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Pooling> {
+        let all = [Pooling::Mean, Pooling::Cls, Pooling::Last, Pooling::None];
+        let found = all.into_iter().find(|pooling| pooling.to_string() == name);
+        found.ok_or_else(|| Error::new(format!("found the pooling `{name}`, expected mean, cls, last or none")))
+    }
+}
+
+impl fmt::Display for Pooling {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Pooling::Mean => "mean",
+            Pooling::Cls => "cls",
+            Pooling::Last => "last",
+            Pooling::None => "none",
+        })
+    }
+}

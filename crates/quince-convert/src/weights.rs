@@ -1,0 +1,274 @@
+//! Where the weights of a model come from, and the forms that they are brought into: lazily, a piece at a time.
+
+use quince_mil::{DType, Error, Result, Tensor, Weight, bail};
+use quince_tensor::{Bytes, WeightSource};
+use std::ops::Range;
+use std::sync::{Arc, Mutex};
+
+/// Where the weights of a model come from.
+pub trait Weights {
+    /// The weight of this Hugging Face name, which must have this shape.
+    ///
+    /// # Errors
+    /// When there is none, or it has another shape.
+    fn weight(&self, name: &str, shape: &[usize]) -> Result<Weight>;
+
+    /// Whether there is a weight of this name.
+    fn has(&self, name: &str) -> bool;
+}
+
+impl Weights for quince_checkpoint::Checkpoint {
+    fn weight(&self, name: &str, shape: &[usize]) -> Result<Weight> {
+        self.weight_with_shape(name, shape)
+    }
+
+    fn has(&self, name: &str) -> bool {
+        quince_checkpoint::Checkpoint::has(self, name)
+    }
+}
+
+/// The last two axes in each other's place: [.., A, B] becomes [.., B, A].
+///
+/// # Errors
+/// When there are fewer than two axes, or the elements are smaller than a byte.
+pub(crate) fn transposed(weight: &Weight) -> Result<Weight> {
+    let &[ref first @ .., rows, columns] = weight.shape() else {
+        bail!("weight `{}`: found the shape {:?}, expected at least two axes", weight.name(), weight.shape());
+    };
+    let width = element_width(weight)?;
+    let shape = [first, &[columns, rows]].concat();
+    let slabs = move |tensor: &Tensor| {
+        let mut out = Vec::with_capacity(tensor.bytes().len());
+        for slab in tensor.bytes().chunks_exact((rows * columns * width).max(1)) {
+            transpose_into(slab, rows, columns, width, &mut out);
+        }
+        out
+    };
+    Ok(mapped(weight, shape, !first.is_empty(), slabs))
+}
+
+/// Every second row of each matrix, from the first or the second on, as one matrix: [E, 2 · R, C] becomes [E · R, C], and
+/// [E, 2 · R] becomes [E · R].
+///
+/// # Errors
+/// When the second axis is not even, or the elements are smaller than a byte.
+pub(crate) fn every_second(weight: &Weight, first: usize) -> Result<Weight> {
+    let (width, shape) = (element_width(weight)?, weight.shape());
+    let &[_, rows, ref rest @ ..] = shape else {
+        bail!("weight `{}`: found the shape {shape:?}, expected at least two axes", weight.name());
+    };
+    if !rows.is_multiple_of(2) {
+        bail!("weight `{}`: found {rows} rows, expected an even number", weight.name());
+    }
+    let row = rest.iter().product::<usize>() * width;
+    let pick = move |tensor: &Tensor| {
+        let rows = tensor.bytes().chunks_exact(row.max(1));
+        rows.skip(first).step_by(2).flatten().copied().collect()
+    };
+    let shape = [&[shape[0], rows / 2], rest].concat();
+    one_after_the_other(&mapped(weight, shape, true, pick))
+}
+
+/// Matrices as one with all their rows: [E, R, ..] becomes [E · R, ..].
+///
+/// # Errors
+/// When there are fewer than two axes.
+pub(crate) fn one_after_the_other(weight: &Weight) -> Result<Weight> {
+    let &[parts, rows, ref rest @ ..] = weight.shape() else {
+        bail!("weight `{}`: found the shape {:?}, expected at least two axes", weight.name(), weight.shape());
+    };
+    let shape = [&[parts.saturating_mul(rows)], rest].concat();
+    let source = weight.clone();
+    let part = move |i: usize| source.rows(i..i + 1)?.reshape([&[rows], &source.shape()[2..]].concat());
+    let source = Parts { rows, shape: shape.clone(), part: Box::new(part), last: Mutex::new(None) };
+    Ok(Weight::new(weight.name(), weight.dtype(), &shape, Arc::new(source)))
+}
+
+/// The weight plus one, in float32, because the sum does not fit a smaller type where the weight does.
+pub(crate) fn plus_one(weight: &Weight) -> Weight {
+    let plus_one = |tensor: &Tensor| {
+        let (elements, _) = tensor.bytes().as_chunks();
+        elements.iter().flat_map(|bits| (f32::from_le_bytes(*bits) + 1.0).to_le_bytes()).collect()
+    };
+    mapped(&weight.cast(DType::F32), weight.shape().to_vec(), true, plus_one)
+}
+
+/// Matrices of one shape and type as one with all their rows.
+///
+/// # Errors
+/// When there is none, or they differ.
+pub(crate) fn stacked(name: &str, weights: Vec<Weight>) -> Result<Weight> {
+    let Some(first) = weights.first().cloned() else { bail!("weight `{name}`: found no part, expected at least one") };
+    if let Some(other) = weights.iter().find(|w| w.dtype() != first.dtype() || w.shape() != first.shape()) {
+        bail!("weight `{}`: found {other:?}, expected {} as `{}`", other.name(), first.dtype(), first.name());
+    }
+    let &[rows, ref rest @ ..] = first.shape() else { bail!("weight `{name}`: found numbers, expected matrices") };
+    let shape = [&[weights.len().saturating_mul(rows)], rest].concat();
+    let source =
+        Parts { rows, shape: shape.clone(), part: Box::new(move |i| weights[i].load()), last: Mutex::new(None) };
+    Ok(Weight::new(name, first.dtype(), &shape, Arc::new(source)))
+}
+
+/// Matrices with as many rows each, one after the other.
+struct Parts {
+    /// Rows of one.
+    rows: usize,
+    shape: Vec<usize>,
+    part: Box<dyn Fn(usize) -> Result<Tensor> + Send + Sync>,
+    /// The matrix that was asked for last, by its number: rows are mostly asked for in order, fewer at a time than a
+    /// matrix has.
+    last: Mutex<Option<(usize, Tensor)>>,
+}
+
+impl Parts {
+    fn part(&self, number: usize) -> Result<Tensor> {
+        let mut last = self.last.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if let Some((_, tensor)) = last.as_ref().filter(|(there, _)| *there == number) {
+            return Ok(tensor.clone());
+        }
+        let tensor = (self.part)(number)?;
+        *last = Some((number, tensor.clone()));
+        Ok(tensor)
+    }
+}
+
+impl WeightSource for Parts {
+    fn load(&self) -> Result<Tensor> {
+        self.rows(0..self.shape[0])
+    }
+
+    fn rows(&self, rows: Range<usize>) -> Result<Tensor> {
+        let (mut bytes, mut dtype) = (Vec::new(), None);
+        let mut next = rows.start;
+        while next < rows.end {
+            let (number, first) = (next / self.rows, next % self.rows);
+            let count = (self.rows - first).min(rows.end - next);
+            let part = self.part(number)?.rows(first..first + count)?;
+            dtype = Some(part.dtype());
+            bytes.extend_from_slice(part.bytes());
+            next += count;
+        }
+        // The last rows may be asked for again, but not soon.
+        if rows.end == self.shape[0] {
+            *self.last.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = None;
+        }
+        let Some(dtype) = dtype else { bail!("found no rows, expected at least one") };
+        Tensor::new(dtype, [&[rows.len()], &self.shape[1..]].concat(), Bytes::from_vec(bytes))
+    }
+
+    fn streams(&self) -> bool {
+        true
+    }
+}
+
+/// A weight whose bytes are computed from those of another, row by row of the first axis if `by_row`.
+fn mapped(
+    weight: &Weight,
+    shape: Vec<usize>,
+    by_row: bool,
+    bytes: impl Fn(&Tensor) -> Vec<u8> + Send + Sync + 'static,
+) -> Weight {
+    let source = Mapped { weight: weight.clone(), shape: shape.clone(), by_row, bytes: Box::new(bytes) };
+    Weight::new(weight.name(), weight.dtype(), &shape, Arc::new(source))
+}
+
+struct Mapped {
+    weight: Weight,
+    shape: Vec<usize>,
+    by_row: bool,
+    bytes: Box<dyn Fn(&Tensor) -> Vec<u8> + Send + Sync>,
+}
+
+impl Mapped {
+    fn map(&self, tensor: &Tensor, rows: usize) -> Result<Tensor> {
+        let mut shape = self.shape.clone();
+        shape[0] = rows;
+        Tensor::new(tensor.dtype(), shape, Bytes::from_vec((self.bytes)(tensor)))
+    }
+}
+
+impl WeightSource for Mapped {
+    fn load(&self) -> Result<Tensor> {
+        self.map(&self.weight.load()?, self.shape[0])
+    }
+
+    fn rows(&self, rows: Range<usize>) -> Result<Tensor> {
+        match self.by_row {
+            true => self.map(&self.weight.rows(rows.clone())?, rows.len()),
+            false => self.load()?.rows(rows),
+        }
+    }
+
+    fn streams(&self) -> bool {
+        self.by_row && self.weight.streams()
+    }
+}
+
+fn element_width(weight: &Weight) -> Result<usize> {
+    let dtype = weight.dtype();
+    match dtype.byte_len(1) {
+        Some(width) if !dtype.is_sub_byte() => Ok(width),
+        _ => Err(Error::new(format!("weight `{}`: found elements of {dtype}, expected whole bytes", weight.name()))),
+    }
+}
+
+/// Appends the transpose of a matrix. Squares of it are read at a time, so that each line of memory is fetched once.
+fn transpose_into(matrix: &[u8], rows: usize, columns: usize, width: usize, out: &mut Vec<u8>) {
+    const SIDE: usize = 32;
+    let start = out.len();
+    out.resize(start + matrix.len(), 0);
+    let out = &mut out[start..];
+    for top in (0..rows).step_by(SIDE) {
+        for left in (0..columns).step_by(SIDE) {
+            for row in top..rows.min(top + SIDE) {
+                for column in left..columns.min(left + SIDE) {
+                    let (from, to) = ((row * columns + column) * width, (column * rows + row) * width);
+                    out[to..to + width].copy_from_slice(&matrix[from..from + width]);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn iota(shape: &[usize]) -> Weight {
+        let values = (0..shape.iter().product::<usize>()).map(|i| i as f32).collect();
+        Weight::from_tensor("w", Tensor::from_vec(shape, values).unwrap())
+    }
+
+    fn values(weight: &Weight) -> Vec<f32> {
+        weight.load().unwrap().to_f32().unwrap()
+    }
+
+    #[test]
+    fn matrices_are_transposed_alone_and_in_stacks() {
+        let w = transposed(&iota(&[2, 3]).cast(DType::F16)).unwrap();
+        assert_eq!((w.shape(), values(&w)), (&[3, 2][..], vec![0.0, 3.0, 1.0, 4.0, 2.0, 5.0]));
+        let large = iota(&[67, 41]);
+        assert_eq!(values(&transposed(&transposed(&large).unwrap()).unwrap()), values(&large));
+        let stack = transposed(&iota(&[2, 2, 3])).unwrap();
+        assert_eq!(stack.rows(1..2).unwrap().to_f32().unwrap(), [6.0, 9.0, 7.0, 10.0, 8.0, 11.0]);
+        assert!(stack.streams() && !w.streams() && transposed(&iota(&[3])).is_err());
+    }
+
+    #[test]
+    fn rows_are_picked_and_stacked() {
+        let w = every_second(&iota(&[2, 4, 1]), 1).unwrap();
+        assert_eq!((w.shape(), values(&w)), (&[4, 1][..], vec![1.0, 3.0, 5.0, 7.0]));
+        assert_eq!(w.rows(1..3).unwrap().to_f32().unwrap(), [3.0, 5.0]);
+        assert!(every_second(&iota(&[2, 3]), 0).is_err());
+        assert_eq!(values(&every_second(&iota(&[2, 2]), 0).unwrap()), [0.0, 2.0]);
+        let s = stacked("s", vec![iota(&[2, 2]), iota(&[2, 2])]).unwrap();
+        assert_eq!((s.shape(), values(&s)), (&[4, 2][..], vec![0.0, 1.0, 2.0, 3.0, 0.0, 1.0, 2.0, 3.0]));
+        assert_eq!(s.rows(1..3).unwrap().to_f32().unwrap(), [2.0, 3.0, 0.0, 1.0]);
+        assert!(stacked("s", vec![iota(&[1, 2]), iota(&[2, 1])]).is_err() && stacked("s", Vec::new()).is_err());
+        assert_eq!(values(&one_after_the_other(&iota(&[2, 2, 1])).unwrap()), [0.0, 1.0, 2.0, 3.0]);
+        let small = Weight::from_tensor("w", Tensor::from_f32(DType::F16, [2], vec![1e-4, -1.0]).unwrap());
+        let plus = plus_one(&small);
+        assert_eq!(plus.dtype(), DType::F32);
+        assert!((values(&plus)[0] - 1.0001).abs() < 1e-6 && values(&plus)[1] == 0.0);
+    }
+}
