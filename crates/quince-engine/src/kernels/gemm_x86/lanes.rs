@@ -19,10 +19,10 @@ pub(super) trait Integer {
     const TABLE_PART: i16;
     /// A lane of activations.
     fn activations(terms: &[i16]) -> u32;
-    /// Whether codes less their offset are such integers, once they are multiplied by [`Integer::CODE_PART`].
+    /// Whether codes less their offset are such integers, halved or not.
     fn holds(affine: &Affine) -> bool;
-    /// What codes of eight bits are multiplied by, in parts of 2^15; `None` where they stay as they are.
-    const CODE_PART: Option<i16> = None;
+    /// Whether codes of eight bits are halved.
+    const HALVES_CODES: bool = false;
     /// Turns words into such integers, at the beginning of the same memory, and gives what the sum of each block begins
     /// with.
     ///
@@ -55,7 +55,7 @@ impl Integer for i16 {
 /// Bytes: activations are made positive, and sums of blocks begin with what that adds to them.
 macro_rules! bytes {
     ($(#[$doc:meta])* $name:ident, block $block:literal, activations $activation_max:literal + $shift:literal, weights $weight_max:literal,
-        table $table_part:literal, codes $code_part:expr) => {
+        table $table_part:literal, halves codes $halves:literal) => {
         $(#[$doc])*
         pub(super) struct $name;
 
@@ -65,7 +65,7 @@ macro_rules! bytes {
             const ACTIVATION_MAX: f32 = $activation_max;
             const WEIGHT_MAX: f32 = $weight_max;
             const TABLE_PART: i16 = $table_part;
-            const CODE_PART: Option<i16> = $code_part;
+            const HALVES_CODES: bool = $halves;
 
             #[inline(always)]
             fn activations(terms: &[i16]) -> u32 {
@@ -87,19 +87,20 @@ macro_rules! bytes {
 
 bytes!(
     /// Eight bits. The largest entry of a table, 16383, becomes 127.
-    Bytes, block 128, activations 127.0 + 128, weights 127.0, table 254, codes None
+    Bytes, block 128, activations 127.0 + 128, weights 127.0, table 254, halves codes false
 );
 bytes!(
     /// Seven bits: four products, each at most 127 · 64, are summed in 16 bits. The largest entry becomes 63, and codes of
     /// eight bits are halved.
-    SevenBits, block 64, activations 63.0 + 64, weights 63.0, table 126, codes Some(1 << 14)
+    SevenBits, block 64, activations 63.0 + 64, weights 63.0, table 126, halves codes true
 );
 
 /// [`Integer::narrow`] to bytes for activations to which `shift` was added.
 #[inline(always)]
 unsafe fn narrow<const N: usize>(words: &mut [i16; N], block: usize, starts: &mut [i32], shift: i32) {
     for (start, block) in starts.iter_mut().zip(words.chunks_exact(block)) {
-        *start = -shift * block.iter().map(|&word| i32::from(word)).sum::<i32>();
+        // At most 128 words of at most 128, or what an earlier row left where this one has ended.
+        *start = -shift * i32::from(block.iter().fold(0i16, |sum, &word| sum.wrapping_add(word)));
     }
     let words = words.as_mut_ptr();
     for at in (0..N).step_by(32) {

@@ -235,11 +235,9 @@ unsafe fn affine_row<S: Simd, I: Integer>(
             CodeType::Int4 => codes.for_each(|(value, &code)| *value = i16::from((code ^ 8) as i8) - 8 - offset),
             CodeType::Uint8 | CodeType::Uint4 => codes.for_each(|(value, &code)| *value = i16::from(code) - offset),
         }
-        if let (8, Some(part)) = (affine.codes.nbits(), I::CODE_PART) {
-            *scale *= ONE / f32::from(part);
-            values
-                .iter_mut()
-                .for_each(|value| *value = ((i32::from(*value) * i32::from(part) + (1 << 14)) >> 15) as i16);
+        if I::HALVES_CODES && affine.codes.nbits() == 8 {
+            *scale *= 2.0;
+            values.iter_mut().for_each(|value| *value = (*value + 1) >> 1);
         }
     }
 }
