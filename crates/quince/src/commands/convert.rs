@@ -1,6 +1,7 @@
 //! `quince convert`: from a checkpoint to a bundle.
 
 mod compiled;
+mod keep;
 mod report;
 
 use crate::bundling::{self, Draft};
@@ -50,7 +51,7 @@ Examples:
   quince convert App.app/model.mlmodelc -o model.mlpackage
       back from a compiled model")]
 pub struct Args {
-    /// A directory with config.json and safetensors, or a compiled model
+    /// A directory with config.json and safetensors, a GGUF file, or a compiled model
     model: PathBuf,
     /// The bundle, or the package if the name ends in .mlpackage
     #[arg(long, short, value_name = "BUNDLE")]
@@ -95,6 +96,9 @@ pub struct Args {
     minimum_deployment_target: DeploymentTarget,
     #[command(flatten)]
     compression: CompressionArgs,
+    /// Keep the integers of a quantized checkpoint (GGUF, MLX) where Core ML can express them: in blocks, for GPU and CPU
+    #[arg(long, help_heading = "Compression")]
+    keep_quantization: bool,
     /// Run the package against the checkpoint; the report goes into the bundle, and the exit status is 1 if it falls
     #[arg(long, alias = "profile-validate")]
     validate: bool,
@@ -187,9 +191,13 @@ pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
     let mut converted = convert(&checkpoint, &args.options())?;
     let mut warnings = std::mem::take(&mut converted.warnings);
     // A tokenizer that cannot be read is found now, not by who runs the bundle.
-    if !is_package(&args.output) && loading::tokenizer(&args.model)?.is_none() {
+    if !is_package(&args.output) && loading::tokenizer_of(&checkpoint)?.is_none() {
         warnings.push("found no tokenizer.json: the bundle takes tokens, not text".to_string());
     }
+    let kept = match args.keep_quantization {
+        true => Some(keep::keep(&checkpoint, &mut converted.program)?),
+        false => None,
+    };
     let compressed = match &config {
         Some(config) => {
             warnings.extend(compression::warnings(config));
@@ -199,6 +207,7 @@ pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
     };
     warnings.iter().for_each(|warning| console.note(&format!("warning: {warning}")));
     let mut report = Report::new(&args.output, &checkpoint, &converted, compressed.as_ref(), warnings);
+    report.kept(kept);
     let mut package = Package::new(std::mem::take(&mut converted.program));
     describe(&mut package, &converted);
     let validation = match is_package(&args.output) {

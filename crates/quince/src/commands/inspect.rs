@@ -23,7 +23,7 @@ Examples:
   quince inspect tiny.bundle                   what became of it
   quince inspect model.mlpackage --json        for a machine")]
 pub struct Args {
-    /// A directory with config.json and safetensors, an .mlpackage, an .mlmodelc, or a bundle
+    /// A directory with config.json and safetensors, a GGUF file, an .mlpackage, an .mlmodelc, or a bundle
     path: PathBuf,
     /// Print JSON
     #[arg(long)]

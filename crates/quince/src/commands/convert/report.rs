@@ -1,5 +1,6 @@
 //! What became of a model: a table for people, JSON for machines.
 
+use super::keep::Kept;
 use crate::console::table;
 use crate::stored;
 use crate::units;
@@ -32,6 +33,8 @@ pub struct Report {
     components: Vec<Component>,
     #[serde(flatten)]
     compression: Option<Compression>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kept: Option<Kept>,
     warnings: Vec<String>,
     seconds: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -147,10 +150,16 @@ impl Report {
             weight_bytes: 0,
             components: components.collect(),
             compression: compressed.map(Compression::of),
+            kept: None,
             warnings,
             seconds: 0.0,
             validation: None,
         }
+    }
+
+    /// What quantized weights were kept.
+    pub fn kept(&mut self, kept: Option<Kept>) {
+        self.kept = kept;
     }
 
     /// What the package takes.
@@ -184,6 +193,7 @@ impl Report {
             text += "\n";
             text += &compression.text();
         }
+        text += &self.kept.as_ref().map_or(String::new(), |kept| format!("\n{}", kept.text()));
         let tokens = |f: &Function| match f.tokens {
             Some(1) => format!("{} (1 token)", f.name),
             Some(tokens) => format!("{} ({tokens} tokens)", f.name),
