@@ -70,7 +70,8 @@ fn nothing_has_as_many_heads_rows_and_positions_as_one_likes() {
     same(&program("tensor<fp32, [0, 5]> x", y, "y"));
     let y = "tensor<fp32, [8, 0, 3, 7]> y = scaled_dot_product_attention(query = x, key = x, value = x)[];";
     same(&program("tensor<fp32, [8, 0, 3, 7]> x", y, "y"));
-    let y = "tensor<fp32, [0, 2, 3, 7]> y = scaled_dot_product_attention(query = x, key = x, value = x, attn_mask = m)[];";
+    let y =
+        "tensor<fp32, [0, 2, 3, 7]> y = scaled_dot_product_attention(query = x, key = x, value = x, attn_mask = m)[];";
     same(&program("tensor<fp32, [0, 2, 3, 7]> x, tensor<fp32, [0, 2, 3, 3]> m", y, "y"));
     let weight =
         "tensor<fp32, [3, 2, 1]> w = const()[val = tensor<fp32, [3, 2, 1]>([[[1], [2]], [[3], [4]], [[5], [6]]])];";

@@ -47,10 +47,11 @@ pub struct GlobalArgs {
     #[arg(long, global = true, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024),
           help_heading = "Global options")]
     pub threads: Option<u16>,
-    /// What a program that is run may take at most, so that no file holds the machine for ever or fills it; may be
-    /// repeated. iterations: how often the loops of a call run, all together [1048576]; value-bytes: the largest value
-    /// [16GiB]; call-bytes: all values that a call keeps at one time [64GiB]; folded-elements: what is computed before
-    /// the first call and kept [67108864]
+    /// What a program may take when it runs; may be repeated
+    ///
+    /// iterations: how often the loops of a call run, all together [1048576]; value-bytes: the largest value [16GiB];
+    /// call-bytes: all values that a call keeps at one time [64GiB]; folded-elements: what is computed once for all calls
+    /// of one shape [67108864]
     #[arg(long = "limit", global = true, value_name = "NAME=VALUE", value_parser = limits::parse,
           help_heading = "Global options")]
     pub limits: Vec<LimitArg>,

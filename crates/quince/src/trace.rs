@@ -89,7 +89,8 @@ impl Observer for Trace {
             name.push_str(&format!("#{}", number.unwrap_or(0)));
         }
         interrupt::check()?;
-        self.add(&name, &as_numpy(value.tensor()?)?).map_err(|e| e.at(format!("value `{name}`")))?;
+        self.add(&name, &as_numpy(value.tensor()?)?)
+            .map_err(|e| e.at(format!("value `{name}`")).at(self.path.display()))?;
         self.names.insert(name);
         Ok(())
     }

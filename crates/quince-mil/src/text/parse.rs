@@ -236,6 +236,8 @@ impl Parser<'_> {
         let name = self.name("the name of a variable")?;
         match self.scope.get(&name) {
             Some(&var) => Ok(var),
+            // The name may be the beginning of another.
+            None if self.token == Token::End => self.wrong("the rest of an operation"),
             None => Err(Error::new(format!("variable `{name}` is used before it is assigned")).at(at)),
         }
     }

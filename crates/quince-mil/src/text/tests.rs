@@ -139,6 +139,9 @@ fn errors_name_line_and_column() {
     let many = "[0x0p+0, 0x0p+0]), ";
     assert_eq!(of("-inf)", many), "6:103: found `[`, expected a number");
     assert_eq!(of("x = x)", "x = z)"), "9:64: variable `z` is used before it is assigned");
+    let cut = &APPLES[..APPLES.find("x = x)").unwrap() + 5];
+    let error = parse(&cut.replace("x = x", "x = y"), &blob).unwrap_err().to_string();
+    assert!(error.contains("found the end of the text"), "{error}");
     assert_eq!(
         of("uint8, [2]>(B", "uint8, [3]>(B"),
         "8:92: found a weight of type tensor<uint8, [2]>, expected tensor<uint8, [3]>"

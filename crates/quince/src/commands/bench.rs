@@ -8,6 +8,7 @@ use quince_engine::{Engine, Precision};
 use quince_runtime::{
     Bench, BenchOptions, Bundle, EmbedBench, EmbedBenchOptions, Machine, Peak, Percentiles, Spread, bench, bench_embed,
 };
+use quince_tensor::Error;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -62,13 +63,14 @@ pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
     let bar = console.bar("measuring", args.repeat as u64, Counted::Things("repetitions"));
     let mut load = || Engine::load(bundle.read_package()?.program, engine.clone());
     let mut progress = |done: usize, _| bar.set_position(done as u64);
+    let place = |error: Error| error.at(args.package.display());
     let machine = || {
         bar.finish_and_clear();
         Machine::measure(console.threads())
     };
     if args.embed {
         let options = EmbedBenchOptions { batch: args.batch.clone(), length: args.length.clone(), repeat: args.repeat };
-        let mut found = bench_embed(&mut load, &options, &mut progress)?;
+        let mut found = bench_embed(&mut load, &options, &mut progress).map_err(place)?;
         found.relate(machine()?);
         if args.json { console.json(&found)? } else { console.print(&embed_text(&found))? }
     } else {
@@ -78,7 +80,7 @@ pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
             depth: args.depth.clone(),
             repeat: args.repeat,
         };
-        let mut found = bench(&mut load, &options, &mut progress)?;
+        let mut found = bench(&mut load, &options, &mut progress).map_err(place)?;
         found.relate(machine()?);
         if args.json { console.json(&found)? } else { console.print(&decoder_text(&found))? }
     }

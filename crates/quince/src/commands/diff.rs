@@ -89,7 +89,11 @@ pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
         let scratch = scratch
             .map_err(|e| refused("write a temporary file", args.tmp.as_deref().unwrap_or(&std::env::temp_dir()), &e))?;
         let found = diff.call(function, [&inputs(&first)?, &inputs(&second)?], scratch);
-        calls.push(found.map_err(|e| e.at(format!("call {number} ({function})")))?);
+        calls.push(found.map_err(|e| {
+            let error = e.at(format!("call {number} ({function})"));
+            let made_up = "the inputs were made up, and may not go together: --call FUNCTION:FILE gives others";
+            if file.is_none() { error.hint(made_up) } else { error }
+        })?);
     }
     let equal = calls.iter().all(|call| call.divergence.is_none());
     match args.json {

@@ -11,6 +11,7 @@ use crate::options::engine::EngineArgs;
 use crate::output::Existing;
 use crate::trace::Trace;
 use quince_engine::{Engine, Observed, Observer, Precision, RangeReport, State, Tensors};
+use quince_mil::{Program, VarInfo};
 use quince_runtime::Bundle;
 use quince_tensor::Error;
 use serde::Serialize;
@@ -79,6 +80,7 @@ pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
     for call in &args.calls {
         program.function(&call.function).map_err(|e| Failure::Usage(e.at(args.package.display())))?;
     }
+    check_trace(args, &program)?;
     let place = |error: Error| error.at(args.package.display());
     let options = args.engine.options(console, Precision::Exact);
     let report = (options.precision == Precision::Strict).then(RangeReport::default);
@@ -107,6 +109,23 @@ fn check_outputs(args: &Args) -> Result<()> {
     for directory in [Some(&args.outputs), args.trace.as_ref()].into_iter().flatten() {
         for number in 0..args.calls.len() {
             crate::output::vacant(&numbered(directory, number), existing)?;
+        }
+    }
+    Ok(())
+}
+
+/// A text that no value has in its name is a slip of the keyboard.
+fn check_trace(args: &Args, program: &Program) -> Result<()> {
+    let functions = args.calls.iter().filter_map(|call| program.function(&call.function).ok());
+    let vars: Vec<&VarInfo> = functions.flat_map(|function| &function.vars).collect();
+    for text in &args.trace_only {
+        // States are traced before and after the call.
+        let names = |var: &VarInfo| [".before", ".after"].map(|moment| format!("{}{moment}", var.name));
+        // What stands before the iteration of a loop, as in `sum[3]`.
+        let stem = text.split('[').next().unwrap_or_default();
+        if !vars.iter().any(|var| names(var).iter().any(|name| name.contains(stem))) {
+            let message = format!("--trace-only: found no value with `{text}` in its name");
+            return Err(Failure::usage_hint(message, "`quince print` shows the names"));
         }
     }
     Ok(())
