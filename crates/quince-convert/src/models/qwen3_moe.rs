@@ -17,6 +17,7 @@ pub struct Qwen3Moe {
     hidden_act: Activation,
     #[serde(default)]
     attention_bias: Bias,
+    #[serde(alias = "num_local_experts")]
     num_experts: usize,
     num_experts_per_tok: usize,
     moe_intermediate_size: usize,
