@@ -10,6 +10,7 @@
 
 mod batches;
 mod function;
+mod pooling;
 mod shapes;
 
 use std::sync::Arc;
@@ -18,7 +19,8 @@ use quince_engine::{Engine, Tensors};
 use quince_tensor::{Error, Result, Tensor, bail};
 
 use batches::{Batch, divide};
-use function::{Encoder, TokenInput};
+use function::{Encoder, Gives, TokenInput};
+pub use pooling::{Pooling, SentenceModules};
 pub use shapes::BatchShapes;
 
 /// A program that turns sentences into vectors.
@@ -26,6 +28,7 @@ pub struct Embedder {
     engine: Arc<Engine>,
     encoder: Encoder,
     padding: u32,
+    pooling: Pooling,
 }
 
 /// Vectors of sentences, one after the other.
@@ -42,17 +45,28 @@ impl Embeddings {
     pub fn rows(&self) -> impl Iterator<Item = &[f32]> {
         self.values.chunks_exact(self.dimension.max(1))
     }
+
+    /// Divides every vector by its length; those of length 0 stay.
+    pub fn normalize(&mut self) {
+        for row in self.values.chunks_exact_mut(self.dimension.max(1)) {
+            let length = row.iter().map(|&x| f64::from(x) * f64::from(x)).sum::<f64>().sqrt();
+            if length > 0.0 {
+                row.iter_mut().for_each(|x| *x = (f64::from(*x) / length) as f32);
+            }
+        }
+    }
 }
 
 impl Embedder {
     /// Over a program with a function that takes `input_ids` and `attention_mask` int32 [B, L], also `token_type_ids`
-    /// if it wants them, and gives one floating-point [B, D].
+    /// if it wants them, and gives one floating-point [B, D], or [B, L, D], of which the mean over the tokens of each
+    /// sentence is taken unless [`Embedder::with_pooling`] says otherwise.
     ///
     /// # Errors
     /// When there is no such function.
     pub fn new(engine: Arc<Engine>) -> Result<Embedder> {
         let encoder = Encoder::find(engine.program())?;
-        Ok(Embedder { engine, encoder, padding: 0 })
+        Ok(Embedder { engine, encoder, padding: 0, pooling: Pooling::default() })
     }
 
     /// The token that fills what is left of a row; 0 if nothing is said. What it is shows only in models that take
@@ -60,6 +74,17 @@ impl Embedder {
     pub fn with_padding(mut self, token: u32) -> Embedder {
         self.padding = token;
         self
+    }
+
+    /// How hidden states become one vector, in a package that gives those.
+    pub fn with_pooling(mut self, pooling: Pooling) -> Embedder {
+        self.pooling = pooling;
+        self
+    }
+
+    /// Whether the package gives hidden states, so that pooling is done here.
+    pub fn pools(&self) -> bool {
+        self.encoder.gives == Gives::States
     }
 
     /// The engine.
@@ -128,8 +153,8 @@ impl Embedder {
                 encoder.shapes
             );
         }
-        if sentences.len() > batch || sentences.iter().any(|sentence| sentence.len() > length) {
-            bail!("found sentences that are more or longer than the call, {batch} x {length}");
+        if sentences.len() > batch || sentences.iter().any(|sentence| !(1..=length).contains(&sentence.len())) {
+            bail!("found sentences that are empty, or more or longer than the call, {batch} x {length}");
         }
         let inputs = encoder.inputs.iter().map(|input| {
             let values = match input.what {
@@ -144,15 +169,30 @@ impl Embedder {
         let Some(output) = outputs.remove(&encoder.output) else {
             bail!("function `{}` gave no `{}`", encoder.name, encoder.output);
         };
-        let &[rows, dimension] = output.shape() else {
-            bail!("output `{}`: found {output:?}, expected [{batch}, dimension]", encoder.output);
+        self.vectors(sentences, [batch, length], &output)
+    }
+
+    /// The vectors of `sentences` in what the function gave.
+    fn vectors(&self, sentences: &[&[u32]], [batch, length]: [usize; 2], output: &Tensor) -> Result<Embeddings> {
+        let (dimension, expected) = match (self.encoder.gives, output.shape()) {
+            (Gives::Vectors, &[.., dimension]) => (dimension, vec![batch, dimension]),
+            (Gives::States, &[.., dimension]) => (dimension, vec![batch, length, dimension]),
+            (_, []) => (0, vec![]),
         };
-        if rows != batch || dimension == 0 {
-            bail!("output `{}`: found {output:?}, expected [{batch}, dimension]", encoder.output);
+        if output.shape() != expected || dimension == 0 {
+            bail!("output `{}`: found {output:?}, expected {batch} embeddings", self.encoder.output);
         }
         let mut values = output.to_f32()?;
-        values.truncate(sentences.len() * dimension);
-        Ok(Embeddings { dimension, values })
+        if self.encoder.gives == Gives::Vectors {
+            values.truncate(sentences.len() * dimension);
+            return Ok(Embeddings { dimension, values });
+        }
+        let mut pooled = vec![0.0; sentences.len() * dimension];
+        let states = values.chunks_exact(length * dimension);
+        for ((sentence, states), out) in sentences.iter().zip(states).zip(pooled.chunks_exact_mut(dimension)) {
+            self.pooling.pool(&states[..sentence.len() * dimension], out);
+        }
+        Ok(Embeddings { dimension, values: pooled })
     }
 
     fn ids(&self, sentences: &[&[u32]], batch: usize, length: usize) -> Result<Vec<i32>> {
@@ -234,6 +274,33 @@ mod tests {
             let error = embedder.embed(&[vec![1], vec![2; 41]], &mut |_| {}).unwrap_err().to_string();
             assert!(error.starts_with("sentence 1: found 41 tokens, expected 1 to 40"), "{error}");
         }
+    }
+
+    /// A function whose hidden state of a token is its id.
+    #[test]
+    fn hidden_states_are_pooled_without_padding() {
+        let mut b = Builder::new(Function::new("main", Opset::CoreML8));
+        let ty = ValueType::Tensor(TensorType { dtype: DType::I32, shape: vec![Dim::Fixed(2), Dim::Fixed(4)] });
+        let [ids, _] = ["input_ids", "attention_mask"].map(|name| b.input(name, ty.clone(), Flexibility::Fixed));
+        let ids = b.op("cast", "ids", &[("x", ids.into()), ("dtype", "fp32".into())]).unwrap();
+        let states = b.op("expand_dims", "last_hidden_state", &[("x", ids.into()), ("axes", [2].into())]).unwrap();
+        let program = Program { functions: vec![b.finish(vec![states])], ..Program::default() };
+        let engine = Arc::new(Engine::load(program, Options { threads: 1, ..Options::default() }).unwrap());
+        for (pooling, expected) in
+            [(Pooling::Mean, [4.0, 8.0, 3.0]), (Pooling::First, [3.0, 9.0, 1.0]), (Pooling::Last, [5.0, 7.0, 4.0])]
+        {
+            let embedder = Embedder::new(engine.clone()).unwrap().with_padding(9).with_pooling(pooling);
+            assert!(embedder.pools());
+            let found = embedder.embed(&[vec![3, 5], vec![9, 8, 7], vec![1, 3, 4, 4]], &mut |_| {}).unwrap();
+            assert_eq!((found.dimension, &found.values[..]), (1, &expected[..]), "{pooling:?}");
+        }
+    }
+
+    #[test]
+    fn vectors_get_the_length_one() {
+        let mut embeddings = Embeddings { dimension: 2, values: vec![3.0, -4.0, 0.0, 0.0] };
+        embeddings.normalize();
+        assert_eq!(embeddings.values, [0.6, -0.8, 0.0, 0.0]);
     }
 
     #[test]

@@ -43,7 +43,7 @@ pub use bundle::{
 pub use chat_template::{ChatRequest, ChatTemplate, Message};
 pub use detokenize::TextStream;
 pub use diff::{Blame, CallDiff, Compared, Diff, Input};
-pub use embed::{BatchShapes, Embedder, Embeddings};
+pub use embed::{BatchShapes, Embedder, Embeddings, Pooling, SentenceModules};
 pub use generate::{ContextFull, Event, FinishReason, GenerateOptions, Generation, LanguageModel, Session, Timings};
 pub use model::{Decoder, Route};
 pub use perplexity::{TextPerplexity, Windows, perplexity};

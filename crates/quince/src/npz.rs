@@ -70,12 +70,26 @@ pub fn write(mut file: impl Write, arrays: &BTreeMap<String, Tensor>) -> Result<
         archive.write_all(&header).and_then(|()| archive.write_all(tensor.bytes())).map_err(|e| failed(name, &e))?;
     }
     let bytes = archive.finish().map_err(|e| Error::new(format!("cannot finish the archive: {e}")))?.into_inner();
-    file.write_all(&bytes).and_then(|()| file.flush()).map_err(|e| match e.kind() {
+    file.write_all(&bytes).and_then(|()| file.flush()).map_err(|e| unwritten(&e))
+}
+
+/// Writes one array as an `.npy` file that numpy.load takes.
+///
+/// # Errors
+/// When the tensor is of a type that numpy has not, or the file cannot be written.
+pub fn write_npy(file: &mut impl Write, tensor: &Tensor) -> Result<()> {
+    let header = header(tensor)?;
+    file.write_all(&header).and_then(|()| file.write_all(tensor.bytes())).map_err(|e| unwritten(&e))
+}
+
+/// What the system said when it refused to write.
+pub fn unwritten(error: &io::Error) -> Error {
+    match error.kind() {
         io::ErrorKind::StorageFull => {
             Error::new("cannot write: the disk is full").hint("free some space, or write to another disk")
         }
-        _ => Error::new(format!("cannot write: {e}")),
-    })
+        _ => Error::new(format!("cannot write: {error}")),
+    }
 }
 
 /// Reads one `.npy` file.
@@ -347,6 +361,13 @@ mod tests {
         file.extend(header.as_bytes());
         file.extend(bytes);
         read_npy(&mut &file[..])
+    }
+
+    #[test]
+    fn one_array_comes_back() {
+        let mut file = Vec::new();
+        write_npy(&mut file, &arrays()["a"]).unwrap();
+        assert!(read_npy(&mut &file[..]).unwrap().same(&arrays()["a"]));
     }
 
     #[test]

@@ -131,6 +131,7 @@ impl Session {
             ("files", [directory]) => {
                 return contents(directory).keys().map(|path| format!("{path}\n")).collect();
             }
+            ("show", [file]) => return fs::read_to_string(file).unwrap(),
             ("same", [one, other]) => {
                 let same = contents(one) == contents(other);
                 return if same { "same\n" } else { "different\n" }.to_string();
@@ -187,7 +188,7 @@ fn without_times(line: &str) -> String {
     let mut words: Vec<&str> = line.split(' ').collect();
     for i in 1..words.len() {
         let unit = words[i].trim_end_matches([',', ')', '\n']);
-        if matches!(unit, "s" | "ms" | "tokens/s") && words[i - 1].parse::<f64>().is_ok() {
+        if matches!(unit, "s" | "ms" | "tokens/s" | "lines/s") && words[i - 1].parse::<f64>().is_ok() {
             words[i - 1] = "_";
         }
     }

@@ -11,12 +11,23 @@ pub(super) struct Encoder {
     pub name: String,
     /// Its inputs, in order.
     pub inputs: Vec<EncoderInput>,
-    /// The output [B, D].
+    /// The output.
     pub output: String,
+    /// What it is.
+    pub gives: Gives,
     /// What a call takes.
     pub shapes: BatchShapes,
     /// Rows of the table that ids are looked up in.
     pub vocab_size: Option<usize>,
+}
+
+/// What an encoder gives.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Gives {
+    /// A vector for each sentence: [B, D].
+    Vectors,
+    /// A vector for each token: [B, L, D].
+    States,
 }
 
 /// An input [B, L].
@@ -61,9 +72,11 @@ fn encoder(function: &Function) -> Option<Encoder> {
     let has = |what: TokenInput| inputs.iter().any(|input| input.what == what);
     let complete = has(TokenInput::Ids) && has(TokenInput::Mask);
     let ids = function.inputs.iter().find(|input| function.var(input.var).name == "input_ids")?.var;
+    let (output, gives) = complete.then(|| output(function))??;
     Some(Encoder {
         name: function.name.clone(),
-        output: complete.then(|| embedding(function))??,
+        output,
+        gives,
         inputs,
         shapes: shapes?,
         vocab_size: vocab_size(function, ids),
@@ -79,19 +92,24 @@ fn token_input(function: &Function, input: &FunctionInput) -> Option<(EncoderInp
     Some((EncoderInput { name: info.name.clone(), what: *what, dtype: ty.dtype }, shapes))
 }
 
-/// The output [B, D] of floating point: the only one, or the one that is called an embedding.
-fn embedding(function: &Function) -> Option<String> {
-    let matrix = |var: &&Var| {
-        let ty = function.ty(**var).as_tensor();
-        ty.is_some_and(|ty| ty.shape.len() == 2 && ty.dtype.is_float())
+/// The output [B, D] of floating point, or if there is none [B, L, D]: the only one, or the one that is called an
+/// embedding, or a hidden state.
+fn output(function: &Function) -> Option<(String, Gives)> {
+    let of_rank = |rank: usize, part_of_name: &str| {
+        let floats = |var: &&Var| {
+            let ty = function.ty(**var).as_tensor();
+            ty.is_some_and(|ty| ty.shape.len() == rank && ty.dtype.is_float())
+        };
+        let names = function.block.outputs.iter().filter(floats).map(|&var| function.var(var).name.as_str());
+        // What BERT's pooler gives was trained to tell whether sentences follow each other.
+        let candidates: Vec<&str> = names.filter(|name| !name.contains("pooler")).collect();
+        match candidates[..] {
+            [only] => Some(only.to_owned()),
+            _ => candidates.iter().find(|name| name.contains(part_of_name)).map(|&name| name.to_owned()),
+        }
     };
-    let candidates: Vec<&str> =
-        function.block.outputs.iter().filter(matrix).map(|&var| function.var(var).name.as_str()).collect();
-    let named = candidates.iter().find(|name| name.contains("embedding"));
-    match candidates[..] {
-        [only] => Some(only.to_owned()),
-        _ => named.map(|&name| name.to_owned()),
-    }
+    let vectors = of_rank(2, "embedding").map(|name| (name, Gives::Vectors));
+    vectors.or_else(|| of_rank(3, "hidden").map(|name| (name, Gives::States)))
 }
 
 /// The rows of the constant that is gathered from by ids, whatever integer arithmetic they went through first.
@@ -133,9 +151,8 @@ fn none_found(program: &Program) -> Error {
     };
     let found: Vec<String> = program.functions.iter().map(signature).collect();
     Error::new(format!(
-        "found the functions {}, expected one that takes `input_ids` and `attention_mask` int32 [B, L] and gives one \
-         embedding [B, D]",
+        "found the functions {}, expected one that takes `input_ids` and `attention_mask` int32 [B, L] and gives \
+         embeddings [B, D] or hidden states [B, L, D]",
         found.join("; ")
     ))
-    .hint("pooling belongs in the package: convert the model with its mean, first or last token as output")
 }

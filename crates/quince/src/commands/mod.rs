@@ -35,6 +35,7 @@ table! {
     validate: Validate;
     generate: Generate;
     chat: Chat;
+    embed: Embed;
     perplexity: Perplexity;
     bench: Bench;
     predict: Predict;
