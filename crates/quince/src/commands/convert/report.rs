@@ -126,7 +126,6 @@ impl Report {
                 FunctionKind::Cached { tokens, .. } => Some(*tokens),
                 FunctionKind::Encode(shapes) => shapes.fixed().map(|[_, tokens]| tokens),
             },
-
         });
         let kv_cache = cache_kind(converted);
         let g = converted.kv_geometry;
