@@ -172,11 +172,14 @@ fn mapped(
     Weight::new(weight.name(), weight.dtype(), &shape, Arc::new(source))
 }
 
+/// The bytes of some rows made of a tensor of these rows.
+type MapBytes = dyn Fn(&Tensor) -> Vec<u8> + Send + Sync;
+
 struct Mapped {
     weight: Weight,
     shape: Vec<usize>,
     by_row: bool,
-    bytes: Box<dyn Fn(&Tensor) -> Vec<u8> + Send + Sync>,
+    bytes: Box<MapBytes>,
 }
 
 impl Mapped {

@@ -18,7 +18,7 @@ fn tq1_0(block: &[u8], out: &mut [f32]) {
         POWERS[..digits].iter().flat_map(move |power| block[range.clone()].iter().map(move |byte| (byte, power)))
     });
     for (out, (byte, power)) in out.iter_mut().zip(digits) {
-        let digit = u16::from(byte.wrapping_mul(*power)) * 3 >> 8;
+        let digit = (u16::from(byte.wrapping_mul(*power)) * 3) >> 8;
         *out = d * (f32::from(digit) - 1.0);
     }
 }

@@ -51,8 +51,11 @@ enum Mode {
     Nvfp4,
 }
 
+/// Bits of a code and codes of a group.
+type BitsAndGroup = (usize, usize);
+
 /// Every mode by its name, with bits and group of those that have only one of each.
-const MODES: &[(&str, Mode, Option<(usize, usize)>)] = &[
+const MODES: &[(&str, Mode, Option<BitsAndGroup>)] = &[
     ("affine", Mode::Affine, None),
     ("mxfp4", Mode::Mxfp4, Some((4, 32))),
     ("mxfp8", Mode::Mxfp8, Some((8, 32))),

@@ -59,7 +59,7 @@ impl Part {
     /// The same elements as rows of the last axis.
     fn flat(&self) -> Result<Part> {
         let columns = self.shape.last().copied().unwrap_or(1);
-        let rows = if columns == 0 { 0 } else { self.weight.len() / columns };
+        let rows = self.weight.len().checked_div(columns).unwrap_or(0);
         let shape = vec![rows, columns];
         Ok(Part { weight: self.weight.reshape(&shape)?, shape })
     }

@@ -71,7 +71,7 @@ impl Qwen3Moe {
 impl Qwen3Moe {
     fn mlp(&self, g: &mut Graph, layer: usize, x: Var) -> Result<Var> {
         let step = self.decoder_sparse_step.unwrap_or(1).max(1);
-        if self.mlp_only_layers.contains(&layer) || self.num_experts == 0 || (layer + 1) % step != 0 {
+        if self.mlp_only_layers.contains(&layer) || self.num_experts == 0 || !(layer + 1).is_multiple_of(step) {
             return self.decoder.gated_mlp(g, x, self.hidden_act, Bias::Absent);
         }
         g.scope("mlp", |g| {

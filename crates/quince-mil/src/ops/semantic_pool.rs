@@ -49,10 +49,10 @@ impl Op for Pool {
         let values = x.to_f64()?;
         let mut out = filled(count(&shape)?, 0.0)?;
         for (text, out) in out.chunks_exact_mut(width.max(1)).enumerate() {
-            let tokens = (0..length).filter(|i| mask[text * length + i] != 0);
+            let mut tokens = (0..length).filter(|i| mask[text * length + i] != 0);
             let chosen: Vec<usize> = match mode {
                 "mean" => tokens.collect(),
-                "last" => tokens.last().into_iter().collect(),
+                "last" => tokens.next_back().into_iter().collect(),
                 _ => (0..length.min(1)).collect(),
             };
             for token in &chosen {

@@ -80,7 +80,7 @@ fn gpt_oss(facts: &Facts, config: &mut Map<String, Value>) -> Result<()> {
         scaling.insert("truncate".into(), false.into());
     }
     let layers = facts.required("block_count")?.min(u64::from(u16::MAX));
-    let kind = |layer: u64| if layer % 2 == 0 { "sliding_attention" } else { "full_attention" };
+    let kind = |layer: u64| if layer.is_multiple_of(2) { "sliding_attention" } else { "full_attention" };
     let intermediate = match facts.unsigned("expert_feed_forward_length")? {
         Some(size) => size,
         None => facts.required("feed_forward_length")?,

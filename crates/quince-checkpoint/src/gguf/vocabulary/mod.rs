@@ -41,8 +41,11 @@ struct Parts {
     around: (Option<u32>, Option<u32>),
 }
 
+/// Makes the parts of a tokenizer of a vocabulary.
+type Make = fn(&Vocabulary) -> Result<Parts>;
+
 /// The kinds of vocabularies, by `tokenizer.ggml.model`.
-const MODELS: &[(&str, fn(&Vocabulary) -> Result<Parts>)] =
+const MODELS: &[(&str, Make)] =
     &[("gpt2", bpe::parts), ("llama", sentencepiece::parts), ("bert", wordpiece::parts), ("t5", unigram::parts)];
 
 /// Texts of tokens that end an answer, which llama.cpp looks for beside those that metadata name.

@@ -69,10 +69,7 @@ fn check(a: &Attention, seed: u64) {
         k[(head * (positions + 3) + positions) * dim..(head + 1) * (positions + 3) * dim].fill(f16::NAN);
     }
     let masks = Masks::new(&mut random, batch, heads, rows, positions);
-    let added = |batch: usize, head: usize, row: usize| {
-        let strides = Strides { batch, head, row };
-        Added { data: &masks.additive, strides }
-    };
+    let added = |batch, head, row| Added { data: &masks.additive, strides: Strides { batch, head, row } };
     let bias = Added { data: &masks.bias, strides: Strides { batch: 0, head: rows * positions, row: positions } };
     let every = added(heads * rows * positions, rows * positions, positions);
     let kinds = [
