@@ -305,7 +305,7 @@ mod tests {
         let yarn = r#"{"rope_theta": 1000000.0, "max_position_embeddings": 131072, "rope_scaling": {"rope_type": "yarn",
             "factor": 4.0, "original_max_position_embeddings": 32768}}"#;
         let found = rope(yarn, 128).unwrap();
-        let expected = [1.0, 0.115_478_2, 6.978_306e-3, 1.064_361e-3, 2.462_583_9e-4, 4.445_698_4e-5, 3.102_344_4e-7];
+        let expected = [1.0, 0.115_478_2, 6.978_306e-3, 1.064_361e-3, 2.462_584e-4, 4.445_698_5e-5, 3.102_344_4e-7];
         for (i, expected) in [0, 10, 23, 30, 35, 40, 63].into_iter().zip(expected) {
             let found = found.inverse_frequencies[i];
             assert!((found - expected).abs() < expected * 1e-6, "{i}: found {found}, expected {expected}");

@@ -43,7 +43,13 @@ impl Console {
             Color::Auto => std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none(),
         };
         let threads = global.threads.map_or_else(processors, usize::from).min(MAX_OVERLOAD * processors());
-        Console { quiet: global.quiet, verbose: global.verbose, colored_errors, threads, limits: limits(&global.limits) }
+        Console {
+            quiet: global.quiet,
+            verbose: global.verbose,
+            colored_errors,
+            threads,
+            limits: limits(&global.limits),
+        }
     }
 
     /// How many threads may compute.

@@ -225,9 +225,7 @@ impl Simd for Avx512 {
     #[inline(always)]
     unsafe fn reduce_add4(vectors: [Self; 4]) -> [f32; 4] {
         unsafe {
-            reduce_add4(
-                vectors.map(|v| _mm256_add_ps(_mm512_castps512_ps256(v.0), _mm512_extractf32x8_ps::<1>(v.0))),
-            )
+            reduce_add4(vectors.map(|v| _mm256_add_ps(_mm512_castps512_ps256(v.0), _mm512_extractf32x8_ps::<1>(v.0))))
         }
     }
     #[inline(always)]
