@@ -1,8 +1,9 @@
 //! What most decoders have in common: the usual fields of `config.json`, the usual names.
 
-use super::{Activation, Heads, gated_mlp};
-use crate::graph::{Bias, Graph};
+use super::{Activation, Heads, Layer, Layers, PreNorm, Qkv, Windows, gated_mlp, pre_norm};
+use crate::graph::{Attention, Bias, Graph, Norm};
 use crate::models::{LmHead, Tied};
+use crate::rope::Rope;
 use quince_mil::{Result, Var};
 use serde::Deserialize;
 
@@ -49,6 +50,37 @@ impl Decoder {
             x = g.scope(&format!("model.layers.{i}"), |g| layer(g, i, x))?;
         }
         Ok(x)
+    }
+
+    /// The usual model, from token ids to hidden states: layers whose two halves follow a norm each and turn alike, and
+    /// a last norm. `mlp` is told the number of its layer.
+    pub fn pre_norm(
+        &self,
+        g: &mut Graph,
+        norm: Norm,
+        windows: Windows,
+        attention: impl Fn(&mut Graph, Var, Layer) -> Result<Var>,
+        mlp: impl Fn(&mut Graph, Var, usize) -> Result<Var>,
+    ) -> Result<Var> {
+        let layers = Layers::alike(windows, Rope::from_config(g.config(), self.heads().dim)?);
+        let x = self.embed(g)?;
+        let x = self.layers(g, x, |g, i, x| {
+            let attention = |g: &mut Graph, x| attention(g, x, layers.of(i));
+            pre_norm(g, x, PreNorm::USUAL, norm, attention, |g, x| mlp(g, x, i))
+        })?;
+        g.norm("model.norm", x, norm)
+    }
+
+    /// Queries, keys and values by three products.
+    pub fn qkv(&self, g: &mut Graph, x: Var, bias: Bias) -> Result<Qkv> {
+        self.heads().project(g, x, ["q_proj", "k_proj", "v_proj"], bias)
+    }
+
+    /// What is left of attention: rotation, the heads, and the product after them.
+    pub fn attend(&self, g: &mut Graph, qkv: Qkv, layer: Layer, bias: Bias) -> Result<Var> {
+        let how = Attention { window: layer.window, ..Attention::default() };
+        let out = qkv.rotated(g, layer.rope)?.attend(g, how)?;
+        g.linear("o_proj", out, self.hidden_size, bias)
     }
 
     /// The usual feed-forward block.

@@ -21,6 +21,11 @@ impl Windows {
         Windows::of_size(config, config.optional("sliding_window")?, layers, usually)
     }
 
+    /// No layer slides.
+    pub fn none() -> Windows {
+        Windows { size: None, slides: Vec::new() }
+    }
+
     /// As [`Windows::from_config`] where `use_sliding_window` must be true for any layer to slide, and those from
     /// `max_window_layers` on usually do; the size is 4096 if the configuration has none.
     ///

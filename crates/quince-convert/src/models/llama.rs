@@ -1,9 +1,8 @@
 //! Llama: grouped-query attention, rotary positions, SwiGLU, RMS norms before both.
 
 use super::{Architecture, LmHead, Tied};
-use crate::blocks::{Activation, Decoder, PreNorm, pre_norm};
-use crate::graph::{Attention, Bias, Graph, Norm};
-use crate::rope::Rope;
+use crate::blocks::{Activation, Decoder, Layer, Windows};
+use crate::graph::{Bias, Graph, Norm};
 use quince_mil::{Result, Var};
 use serde::Deserialize;
 
@@ -31,14 +30,11 @@ impl Architecture for Llama {
 
     fn build(&self, g: &mut Graph) -> Result<Var> {
         let norm = Norm::Rms { epsilon: self.rms_norm_eps };
-        let rope = Rope::from_config(g.config(), self.decoder.heads().dim)?;
-        let x = self.decoder.embed(g)?;
-        let x = self.decoder.layers(g, x, |g, _, x| {
-            let attention = |g: &mut Graph, x| self.attention(g, x, &rope);
-            let mlp = |g: &mut Graph, x| self.decoder.gated_mlp(g, x, self.hidden_act, self.mlp_bias);
-            pre_norm(g, x, PreNorm::USUAL, norm, attention, mlp)
-        })?;
-        g.norm("model.norm", x, norm)
+        let windows = Windows::none();
+        let attention = |g: &mut Graph, x, layer: Layer| self.attention(g, x, layer);
+        self.decoder.pre_norm(g, norm, windows, attention, |g, x, _| {
+            self.decoder.gated_mlp(g, x, self.hidden_act, self.mlp_bias)
+        })
     }
 
     fn head(&self) -> Option<LmHead> {
@@ -51,9 +47,8 @@ impl Architecture for Llama {
 }
 
 impl Llama {
-    fn attention(&self, g: &mut Graph, x: Var, rope: &Rope) -> Result<Var> {
-        let qkv = self.decoder.heads().project(g, x, ["q_proj", "k_proj", "v_proj"], self.attention_bias)?;
-        let out = qkv.rotated(g, rope)?.attend(g, Attention::default())?;
-        g.linear("o_proj", out, self.decoder.hidden_size, self.attention_bias)
+    fn attention(&self, g: &mut Graph, x: Var, layer: Layer) -> Result<Var> {
+        let qkv = self.decoder.qkv(g, x, self.attention_bias)?;
+        self.decoder.attend(g, qkv, layer, self.attention_bias)
     }
 }

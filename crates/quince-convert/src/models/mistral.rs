@@ -1,9 +1,8 @@
 //! Mistral: Llama with a window of tokens in every layer, if asked for.
 
 use super::{Architecture, LmHead, Tied};
-use crate::blocks::{Activation, Decoder, Layer, Layers, PreNorm, Windows, pre_norm};
-use crate::graph::{Attention, Bias, Graph, Norm};
-use crate::rope::Rope;
+use crate::blocks::{Activation, Decoder, Layer, Windows};
+use crate::graph::{Bias, Graph, Norm};
 use quince_mil::{Result, Var};
 use serde::Deserialize;
 
@@ -26,14 +25,10 @@ impl Architecture for Mistral {
     fn build(&self, g: &mut Graph) -> Result<Var> {
         let norm = Norm::Rms { epsilon: self.rms_norm_eps };
         let windows = Windows::from_config(g.config(), self.decoder.num_hidden_layers, |_| true)?;
-        let layers = Layers::alike(windows, Rope::from_config(g.config(), self.decoder.heads().dim)?);
-        let x = self.decoder.embed(g)?;
-        let x = self.decoder.layers(g, x, |g, i, x| {
-            let attention = |g: &mut Graph, x| self.attention(g, x, layers.of(i));
-            let mlp = |g: &mut Graph, x| self.decoder.gated_mlp(g, x, self.hidden_act, Bias::Absent);
-            pre_norm(g, x, PreNorm::USUAL, norm, attention, mlp)
-        })?;
-        g.norm("model.norm", x, norm)
+        let attention = |g: &mut Graph, x, layer: Layer| self.attention(g, x, layer);
+        self.decoder.pre_norm(g, norm, windows, attention, |g, x, _| {
+            self.decoder.gated_mlp(g, x, self.hidden_act, Bias::Absent)
+        })
     }
 
     fn head(&self) -> Option<LmHead> {
@@ -47,9 +42,7 @@ impl Architecture for Mistral {
 
 impl Mistral {
     fn attention(&self, g: &mut Graph, x: Var, layer: Layer) -> Result<Var> {
-        let qkv = self.decoder.heads().project(g, x, ["q_proj", "k_proj", "v_proj"], Bias::Absent)?;
-        let how = Attention { window: layer.window, ..Attention::default() };
-        let out = qkv.rotated(g, layer.rope)?.attend(g, how)?;
-        g.linear("o_proj", out, self.decoder.hidden_size, Bias::Absent)
+        let qkv = self.decoder.qkv(g, x, Bias::Absent)?;
+        self.decoder.attend(g, qkv, layer, Bias::Absent)
     }
 }

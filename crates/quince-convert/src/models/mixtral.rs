@@ -1,9 +1,8 @@
 //! Mixtral: Mistral with experts in place of the feed-forward block.
 
 use super::{Architecture, LmHead, Tied};
-use crate::blocks::{Decoder, Layer, Layers, PreNorm, Windows, pre_norm};
-use crate::graph::{Attention, Bias, ExpertWeights, Experts, Graph, Norm, SoftmaxOver};
-use crate::rope::Rope;
+use crate::blocks::{Decoder, Layer, Windows};
+use crate::graph::{Bias, ExpertWeights, Experts, Graph, Norm, SoftmaxOver};
 use quince_mil::{Result, Var};
 use serde::Deserialize;
 
@@ -26,14 +25,8 @@ impl Architecture for Mixtral {
     fn build(&self, g: &mut Graph) -> Result<Var> {
         let norm = Norm::Rms { epsilon: self.rms_norm_eps };
         let windows = Windows::from_config(g.config(), self.decoder.num_hidden_layers, |_| true)?;
-        let layers = Layers::alike(windows, Rope::from_config(g.config(), self.decoder.heads().dim)?);
-        let x = self.decoder.embed(g)?;
-        let x = self.decoder.layers(g, x, |g, i, x| {
-            let attention = |g: &mut Graph, x| self.attention(g, x, layers.of(i));
-            let mlp = |g: &mut Graph, x| self.mixture(g, x);
-            pre_norm(g, x, PreNorm::USUAL, norm, attention, mlp)
-        })?;
-        g.norm("model.norm", x, norm)
+        let attention = |g: &mut Graph, x, layer: Layer| self.attention(g, x, layer);
+        self.decoder.pre_norm(g, norm, windows, attention, |g, x, _| self.mixture(g, x))
     }
 
     fn head(&self) -> Option<LmHead> {
@@ -47,10 +40,8 @@ impl Architecture for Mixtral {
 
 impl Mixtral {
     fn attention(&self, g: &mut Graph, x: Var, layer: Layer) -> Result<Var> {
-        let qkv = self.decoder.heads().project(g, x, ["q_proj", "k_proj", "v_proj"], Bias::Absent)?;
-        let how = Attention { window: layer.window, ..Attention::default() };
-        let out = qkv.rotated(g, layer.rope)?.attend(g, how)?;
-        g.linear("o_proj", out, self.decoder.hidden_size, Bias::Absent)
+        let qkv = self.decoder.qkv(g, x, Bias::Absent)?;
+        self.decoder.attend(g, qkv, layer, Bias::Absent)
     }
 }
 

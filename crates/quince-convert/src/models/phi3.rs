@@ -1,9 +1,8 @@
 //! Phi-3, Phi-3.5 and Phi-4-mini: Llama with query, key and value in one module, gate and up in another.
 
 use super::{Architecture, LmHead, Tied};
-use crate::blocks::{Activation, Decoder, Layer, Layers, PreNorm, Windows, fused_gated_mlp, pre_norm};
-use crate::graph::{Attention, Bias, Graph, Norm};
-use crate::rope::Rope;
+use crate::blocks::{Activation, Decoder, Layer, Windows, fused_gated_mlp};
+use crate::graph::{Bias, Graph, Norm};
 use quince_mil::{Result, Var};
 use serde::Deserialize;
 
@@ -27,15 +26,11 @@ impl Architecture for Phi3 {
     fn build(&self, g: &mut Graph) -> Result<Var> {
         let norm = Norm::Rms { epsilon: self.rms_norm_eps };
         let windows = Windows::from_config(g.config(), self.decoder.num_hidden_layers, |_| true)?;
-        let layers = Layers::alike(windows, Rope::from_config(g.config(), self.decoder.heads().dim)?);
         let (inner, act) = (self.decoder.intermediate_size, self.hidden_act);
-        let x = self.decoder.embed(g)?;
-        let x = self.decoder.layers(g, x, |g, i, x| {
-            let attention = |g: &mut Graph, x| self.attention(g, x, layers.of(i));
-            let mlp = |g: &mut Graph, x| fused_gated_mlp(g, x, ["gate_up_proj", "down_proj"], inner, act, Bias::Absent);
-            pre_norm(g, x, PreNorm::USUAL, norm, attention, mlp)
-        })?;
-        g.norm("model.norm", x, norm)
+        let attention = |g: &mut Graph, x, layer: Layer| self.attention(g, x, layer);
+        self.decoder.pre_norm(g, norm, windows, attention, |g, x, _| {
+            fused_gated_mlp(g, x, ["gate_up_proj", "down_proj"], inner, act, Bias::Absent)
+        })
     }
 
     fn head(&self) -> Option<LmHead> {
@@ -51,8 +46,7 @@ impl Phi3 {
     fn attention(&self, g: &mut Graph, x: Var, layer: Layer) -> Result<Var> {
         let heads = self.decoder.heads();
         let all = g.linear("qkv_proj", x, heads.fused_width(), Bias::Absent)?;
-        let how = Attention { window: layer.window, ..Attention::default() };
-        let out = heads.fused(g, all)?.rotated(g, layer.rope)?.attend(g, how)?;
-        g.linear("o_proj", out, self.decoder.hidden_size, Bias::Absent)
+        let qkv = heads.fused(g, all)?;
+        self.decoder.attend(g, qkv, layer, Bias::Absent)
     }
 }

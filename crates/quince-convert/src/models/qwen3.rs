@@ -1,9 +1,8 @@
 //! Qwen3, dense: grouped-query attention with a norm on each head's query and key, SwiGLU.
 
 use super::{Architecture, LmHead, Tied};
-use crate::blocks::{Activation, Decoder, Layer, Layers, PreNorm, Windows, pre_norm};
-use crate::graph::{Attention, Bias, Graph, Norm};
-use crate::rope::Rope;
+use crate::blocks::{Activation, Decoder, Layer, Windows};
+use crate::graph::{Bias, Graph, Norm};
 use quince_mil::{Result, Var};
 use serde::Deserialize;
 
@@ -29,14 +28,10 @@ impl Architecture for Qwen3 {
     fn build(&self, g: &mut Graph) -> Result<Var> {
         let norm = Norm::Rms { epsilon: self.rms_norm_eps };
         let windows = Windows::if_used(g.config(), self.decoder.num_hidden_layers)?;
-        let layers = Layers::alike(windows, Rope::from_config(g.config(), self.decoder.heads().dim)?);
-        let x = self.decoder.embed(g)?;
-        let x = self.decoder.layers(g, x, |g, i, x| {
-            let attention = |g: &mut Graph, x| self.attention(g, x, layers.of(i));
-            let mlp = |g: &mut Graph, x| self.decoder.gated_mlp(g, x, self.hidden_act, Bias::Absent);
-            pre_norm(g, x, PreNorm::USUAL, norm, attention, mlp)
-        })?;
-        g.norm("model.norm", x, norm)
+        let attention = |g: &mut Graph, x, layer: Layer| self.attention(g, x, layer);
+        self.decoder.pre_norm(g, norm, windows, attention, |g, x, _| {
+            self.decoder.gated_mlp(g, x, self.hidden_act, Bias::Absent)
+        })
     }
 
     fn head(&self) -> Option<LmHead> {
@@ -50,10 +45,8 @@ impl Architecture for Qwen3 {
 
 impl Qwen3 {
     fn attention(&self, g: &mut Graph, x: Var, layer: Layer) -> Result<Var> {
-        let qkv = self.decoder.heads().project(g, x, ["q_proj", "k_proj", "v_proj"], self.attention_bias)?;
+        let qkv = self.decoder.qkv(g, x, self.attention_bias)?;
         let qkv = qkv.normed(g, ["q_norm", "k_norm"], Norm::Rms { epsilon: self.rms_norm_eps })?;
-        let how = Attention { window: layer.window, ..Attention::default() };
-        let out = qkv.rotated(g, layer.rope)?.attend(g, how)?;
-        g.linear("o_proj", out, self.decoder.hidden_size, self.attention_bias)
+        self.decoder.attend(g, qkv, layer, self.attention_bias)
     }
 }

@@ -1,9 +1,8 @@
 //! Qwen3 with experts in place of the feed-forward block, in all layers or in some.
 
 use super::{Architecture, LmHead, Tied};
-use crate::blocks::{Activation, Decoder, Layer, Layers, PreNorm, Windows, pre_norm};
-use crate::graph::{Attention, Bias, ExpertWeights, Experts, Graph, Norm, SoftmaxOver};
-use crate::rope::Rope;
+use crate::blocks::{Activation, Decoder, Layer, Windows};
+use crate::graph::{Bias, ExpertWeights, Experts, Graph, Norm, SoftmaxOver};
 use quince_mil::{Result, Var};
 use serde::Deserialize;
 
@@ -39,14 +38,8 @@ impl Architecture for Qwen3Moe {
     fn build(&self, g: &mut Graph) -> Result<Var> {
         let norm = Norm::Rms { epsilon: self.rms_norm_eps };
         let windows = Windows::if_used(g.config(), self.decoder.num_hidden_layers)?;
-        let layers = Layers::alike(windows, Rope::from_config(g.config(), self.decoder.heads().dim)?);
-        let x = self.decoder.embed(g)?;
-        let x = self.decoder.layers(g, x, |g, i, x| {
-            let attention = |g: &mut Graph, x| self.attention(g, x, layers.of(i));
-            let mlp = |g: &mut Graph, x| self.mlp(g, i, x);
-            pre_norm(g, x, PreNorm::USUAL, norm, attention, mlp)
-        })?;
-        g.norm("model.norm", x, norm)
+        let attention = |g: &mut Graph, x, layer: Layer| self.attention(g, x, layer);
+        self.decoder.pre_norm(g, norm, windows, attention, |g, x, i| self.mlp(g, i, x))
     }
 
     fn head(&self) -> Option<LmHead> {
@@ -60,11 +53,9 @@ impl Architecture for Qwen3Moe {
 
 impl Qwen3Moe {
     fn attention(&self, g: &mut Graph, x: Var, layer: Layer) -> Result<Var> {
-        let qkv = self.decoder.heads().project(g, x, ["q_proj", "k_proj", "v_proj"], self.attention_bias)?;
+        let qkv = self.decoder.qkv(g, x, self.attention_bias)?;
         let qkv = qkv.normed(g, ["q_norm", "k_norm"], Norm::Rms { epsilon: self.rms_norm_eps })?;
-        let how = Attention { window: layer.window, ..Attention::default() };
-        let out = qkv.rotated(g, layer.rope)?.attend(g, how)?;
-        g.linear("o_proj", out, self.decoder.hidden_size, self.attention_bias)
+        self.decoder.attend(g, qkv, layer, self.attention_bias)
     }
 }
 
