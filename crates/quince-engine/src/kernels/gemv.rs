@@ -10,7 +10,7 @@ use half::f16;
 use super::dequantize::dequantize_generic;
 use super::linear::Accuracy;
 use super::quantize::{Order, Quantized};
-use super::simd::{Simd, for_isa};
+use super::simd::{Simd, for_isa, prefetch};
 use super::weights::{Encoding, Floats, PackedWeight};
 use super::{Isa, Kernels, SharedMut};
 
@@ -106,7 +106,7 @@ unsafe fn rows_generic<S: Simd>(
 }
 
 /// How many bytes ahead of its use a row is asked for: the row that follows goes on where this one ends.
-const PREFETCH: usize = 4096;
+pub(crate) const PREFETCH: usize = 4096;
 
 /// The products of all rows of `x` with one row of the weight.
 #[inline(always)]
@@ -120,7 +120,7 @@ unsafe fn row_generic<S: Simd>(weight: &PackedWeight, row: usize, x: &[f32], k: 
                     k,
                     #[inline(always)]
                     |i, count| {
-                        S::prefetch(p.wrapping_add(i).cast::<u8>().wrapping_add(PREFETCH));
+                        prefetch(p.wrapping_byte_add(PREFETCH).wrapping_add(i));
                         S::load_partial_or_full_f16(p.add(i), count)
                     },
                     x,
@@ -134,7 +134,7 @@ unsafe fn row_generic<S: Simd>(weight: &PackedWeight, row: usize, x: &[f32], k: 
                     k,
                     #[inline(always)]
                     |i, count| {
-                        S::prefetch(p.wrapping_add(i).cast::<u8>().wrapping_add(PREFETCH));
+                        prefetch(p.wrapping_byte_add(PREFETCH).wrapping_add(i));
                         S::load_partial_or_full(p.add(i), count)
                     },
                     x,

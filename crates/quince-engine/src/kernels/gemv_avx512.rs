@@ -7,9 +7,10 @@
 use std::arch::x86_64::*;
 use std::ops::Range;
 
+use super::gemv::PREFETCH;
 use super::gemv_x86::Product;
 use super::quantize::Order;
-use super::simd::{Avx512, Simd};
+use super::simd::{Avx512, Simd, prefetch};
 use super::weights::{Encoding, GroupAxis, Lut, PackedWeight};
 
 /// The order of activations for this module's product with `weight`; `None` when it has none.
@@ -71,9 +72,6 @@ unsafe fn without_vnni<const M: usize>(part: &Part) -> usize {
     unsafe { part.multiply::<false, M>() }
 }
 
-/// How many bytes ahead of its use the packed data is asked for.
-const PREFETCH: usize = 4096;
-
 // SAFETY of the functions below: the caller vouches for AVX-512 F and BW, and for VNNI where `VNNI` says so. Blocks
 // that are not whole are copied before they are read.
 
@@ -112,7 +110,7 @@ impl Part<'_> {
                 let mut sums = [Avx512::splat(0.0); M];
                 for (block, bytes) in bytes.chunks(block_bytes).enumerate() {
                     if bytes.len() == block_bytes {
-                        _mm_prefetch::<_MM_HINT_T0>(bytes.as_ptr().wrapping_add(PREFETCH).cast());
+                        prefetch(bytes.as_ptr().wrapping_add(PREFETCH));
                         add_block::<VNNI, PLANES, M>(table, bytes, block, &activations, &mut sums);
                     } else {
                         let mut padded = [0u8; 64];

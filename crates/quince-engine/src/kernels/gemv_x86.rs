@@ -7,10 +7,11 @@ use std::arch::x86_64::*;
 use std::ops::Range;
 
 use super::dequantize::{load_floats, unpack};
+use super::gemv::PREFETCH;
 use super::gemv_avx512;
 use super::lut_tables::Planes;
 use super::quantize::{Order, Quantized};
-use super::simd::{Avx2, Simd};
+use super::simd::{Avx2, Simd, prefetch};
 use super::weights::{Affine, CodeType, Encoding, GroupAxis, Lut, PackedWeight};
 use super::{Isa, SharedMut};
 
@@ -110,8 +111,6 @@ unsafe fn rows_of<const M: usize>(product: &Product, rows: Range<usize>, first: 
     M
 }
 
-/// How many bytes ahead of its use the packed data is asked for.
-const PREFETCH: usize = 4096;
 /// Indices that are unpacked to bytes at a time when they do not divide a byte.
 const CHUNK: usize = 1024;
 
@@ -206,7 +205,7 @@ impl<const PIECES: usize, const PLANES: usize, const M: usize> LutWalk<'_, PIECE
     unsafe fn block(&mut self, pieces: &Pieces<PIECES>, scale: Option<f32>, bytes: *const u8, block: usize) {
         unsafe {
             let mut sums = [_mm256_setzero_si256(); M];
-            prefetch(bytes);
+            prefetch(bytes.wrapping_add(PREFETCH));
             for group in 0..Self::BLOCK_BYTES / 32 {
                 let packed = _mm256_loadu_si256(bytes.add(32 * group).cast());
                 for plane in 0..PLANES {
@@ -278,13 +277,6 @@ impl<const PIECES: usize> Pieces<PIECES> {
             (_mm256_unpacklo_epi8(low, high), _mm256_unpackhi_epi8(low, high))
         }
     }
-}
-
-/// Asks for what lies some lines ahead: the row that follows goes on where this one ends.
-#[inline(always)]
-unsafe fn prefetch(p: *const u8) {
-    // SAFETY: a prefetch of any address is harmless.
-    unsafe { _mm_prefetch::<_MM_HINT_T0>(p.wrapping_add(PREFETCH).cast()) }
 }
 
 /// Pair sums of 32 products.
@@ -419,7 +411,7 @@ unsafe fn affine_quad<const NBITS: usize, const M: usize>(
 ) {
     unsafe {
         let mut totals = [_mm256_setzero_ps(); M];
-        prefetch(p);
+        prefetch(p.wrapping_add(PREFETCH));
         for (b, &scale) in weight_scales.iter().enumerate().take(4) {
             let weights = codes(b).load::<NBITS>(p.add(b * 4 * NBITS));
             for (total, (values, _)) in totals.iter_mut().zip(x) {

@@ -26,11 +26,6 @@ pub(crate) trait Simd: Copy {
     /// Rows of a tile of a matrix product: with two vectors of sums each, they fill the registers.
     const TILE_ROWS: usize;
 
-    /// Asks for the line of memory at `p`, which may lie anywhere.
-    #[inline(always)]
-    fn prefetch(p: *const u8) {
-        let _ = p;
-    }
     unsafe fn splat(x: f32) -> Self;
     unsafe fn load(p: *const f32) -> Self;
     unsafe fn store(self, p: *mut f32);
@@ -292,16 +287,16 @@ impl<const N: usize> Simd for [f32; N] {
     }
 }
 
-/// Asks for the line of memory at `x`, which need not exist, to be there soon.
+/// Asks for the line of memory at `p`, which need not exist, to be in the first-level cache soon.
 #[inline(always)]
-pub(crate) fn prefetch(x: *const f32) {
+pub(crate) fn prefetch<T>(p: *const T) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: every processor of this architecture has the instruction, and a prefetch of any address is harmless.
     unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(x.cast());
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(p.cast());
     }
     #[cfg(not(target_arch = "x86_64"))]
-    let _ = x;
+    let _ = p;
 }
 
 /// The portable vector: eight lanes are two SSE registers or one AVX register.

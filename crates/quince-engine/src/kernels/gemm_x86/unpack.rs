@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use super::super::dequantize::{dequantize_generic, unpack};
 use super::super::lut_tables::Planes;
-use super::super::simd::Simd;
+use super::super::simd::{Simd, prefetch};
 use super::super::weights::{Affine, CodeType, Encoding, GroupAxis, Lut, PackedWeight};
 use super::lanes::{Integer, Lanes};
 use super::panels::round_block;
@@ -54,7 +54,7 @@ impl Unpacked {
     ) {
         let terms = L::Integer::TERMS;
         for (i, row) in rows.enumerate() {
-            prefetch_row::<L::Floats>(weight, row + ROWS_AHEAD, &columns);
+            prefetch_row(weight, row + ROWS_AHEAD, &columns);
             let blocks = (at + i) * SCALES..(at + i + 1) * SCALES;
             let scales = &mut self.scales[blocks.clone()];
             let words: &mut [i16; DEPTH] = bytemuck::cast_mut(&mut self.rows[i]);
@@ -83,11 +83,11 @@ const ROWS_AHEAD: usize = 8;
 
 /// Asks for some columns of a row, which need not exist.
 #[inline(always)]
-fn prefetch_row<S: Simd>(weight: &PackedWeight, row: usize, columns: &Range<usize>) {
+fn prefetch_row(weight: &PackedWeight, row: usize, columns: &Range<usize>) {
     let (bytes, nbits) = weight.data();
     let start = (row * weight.cols() + columns.start) * nbits / 8;
     for line in (0..columns.len() * nbits / 8).step_by(64) {
-        S::prefetch(bytes.as_ptr().wrapping_add(start + line));
+        prefetch(bytes.as_ptr().wrapping_add(start + line));
     }
 }
 

@@ -22,11 +22,6 @@ impl Simd for Avx2 {
     const TILE_ROWS: usize = 6;
 
     #[inline(always)]
-    fn prefetch(p: *const u8) {
-        // SAFETY: asking for any address is harmless.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
-    }
-    #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
         unsafe { Avx2(_mm256_set1_ps(x)) }
     }
@@ -150,11 +145,6 @@ impl Simd for Avx512 {
     const LANES: usize = 16;
     const TILE_ROWS: usize = 12;
 
-    #[inline(always)]
-    fn prefetch(p: *const u8) {
-        // SAFETY: asking for any address is harmless.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
-    }
     #[inline(always)]
     unsafe fn splat(x: f32) -> Self {
         unsafe { Avx512(_mm512_set1_ps(x)) }
