@@ -67,10 +67,10 @@ impl OptimizationConfig {
 fn with_bits(base: Scheme, bits: &str) -> Result<Scheme> {
     let Ok(bits) = bits.parse::<usize>() else { bail!("found `{bits}` bits, expected 1, 2, 3, 4, 6, 8 or none") };
     let nbits = Nbits::new(bits)?;
-    Ok(match base {
-        Scheme::Palettize { mode, group_size, .. } => Scheme::Palettize { nbits, mode, group_size },
-        Scheme::Linear { .. } => bail!("bits by component need a palette as the base, found {base}"),
-    })
+    match base.with_nbits(nbits) {
+        Some(scheme) => Ok(scheme),
+        None => bail!("bits by component need a palette as the base, found {base}"),
+    }
 }
 
 impl Selector {
@@ -138,23 +138,23 @@ impl fmt::Display for Selector {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::PaletteMode;
+    use crate::Palette;
 
     #[test]
     fn the_most_particular_rule_counts() {
-        let base = Scheme::Palettize { nbits: Nbits::new(4).unwrap(), mode: PaletteMode::KMeans, group_size: Some(16) };
+        let base: Scheme = Palette::kmeans(Nbits::new(4).unwrap(), Some(16)).into();
         let mut config = OptimizationConfig::all(base);
         config.add_mixed_precision("attention=6, *.layers.0.*=8,lm_head=none", base).unwrap();
         let bits = |name: &str| config.rules[config.rule_for(name).unwrap()].scheme.map(Scheme::bits);
-        assert_eq!(bits("model.layers.1.self_attn.q_proj.weight"), Some(6));
-        assert_eq!(bits("model_layers_0_self_attn_q_proj_weight"), Some(8));
-        assert_eq!(bits("model.layers.1.mlp.up_proj.weight"), Some(4));
+        assert_eq!(bits("model.layers.1.self_attn.q_proj.weight"), Some(6.0));
+        assert_eq!(bits("model_layers_0_self_attn_q_proj_weight"), Some(8.0));
+        assert_eq!(bits("model.layers.1.mlp.up_proj.weight"), Some(4.0));
         assert_eq!(bits("lm_head.weight"), None);
     }
 
     #[test]
     fn rules_that_cannot_be_read_are_refused() {
-        let base = Scheme::Palettize { nbits: Nbits::new(4).unwrap(), mode: PaletteMode::KMeans, group_size: None };
+        let base: Scheme = Palette::kmeans(Nbits::new(4).unwrap(), None).into();
         let mut config = OptimizationConfig::all(base);
         for (text, expected) in [
             ("attention", "found `attention`, expected NAME=BITS"),

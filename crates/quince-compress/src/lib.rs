@@ -5,9 +5,9 @@
 //! k-means runs when they are written, one at a time. [`palettize()`] and [`quantize_linear`] do it for a single weight.
 //!
 //! ```
-//! use quince_compress::{Nbits, OptimizationConfig, PaletteMode, Scheme};
+//! use quince_compress::{Nbits, OptimizationConfig, Palette};
 //!
-//! let scheme = Scheme::Palettize { nbits: Nbits::new(4)?, mode: PaletteMode::KMeans, group_size: Some(16) };
+//! let scheme = Palette::kmeans(Nbits::new(4)?, Some(16)).into();
 //! let mut config = OptimizationConfig::all(scheme);
 //! config.add_mixed_precision("attention=6,lm_head=none", scheme)?;
 //! # Ok::<(), quince_mil::Error>(())
@@ -39,4 +39,4 @@ pub use keep::{Integers, Kept, keep};
 pub use linear::{LinearDType, LinearGranularity, LinearMode, LinearOptions, Quantized, quantize_linear};
 pub use palettize::{PaletteGranularity, PaletteMode, PalettizeOptions, Palettized, palettize};
 pub use pass::{Report, RuleReport, compress};
-pub use scheme::{Axes, Granularity, Scheme};
+pub use scheme::{Axes, Granularity, Linear, Palette, Scheme};

@@ -10,6 +10,7 @@ use crate::bits::BitWriter;
 use crate::values::{Values, check_finite, check_shape, divisors, task_rows};
 use quince_tensor::{Bytes, DType, Result, Tensor, Weight, bail};
 use rayon::prelude::*;
+use std::fmt;
 
 /// How a weight is quantized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +57,15 @@ pub enum LinearMode {
     Symmetric,
     /// `linear`: from the least to the greatest element or zero, with an offset.
     Asymmetric,
+}
+
+impl fmt::Display for LinearMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            LinearMode::Symmetric => "symmetric",
+            LinearMode::Asymmetric => "asymmetric",
+        })
+    }
 }
 
 /// What shares a scale.

@@ -12,6 +12,7 @@ use crate::values::{Values, check_finite, check_shape, divisors, task_rows, whol
 use crate::{Float, Nbits};
 use quince_tensor::{Bytes, DType, Error, Result, Tensor, Weight, bail};
 use rayon::prelude::*;
+use std::fmt;
 
 /// How a weight is palettized.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +47,16 @@ pub enum PaletteMode {
     Uniform,
     /// The values themselves; an error if there are more than entries.
     Unique,
+}
+
+impl fmt::Display for PaletteMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            PaletteMode::KMeans => "k-means",
+            PaletteMode::Uniform => "uniform",
+            PaletteMode::Unique => "unique",
+        })
+    }
 }
 
 /// What shares a table.

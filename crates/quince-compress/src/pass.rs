@@ -11,9 +11,9 @@
 //! ```
 //! Nothing is computed here: the new weights are when they are written, one at a time.
 
-use crate::scheme::Compressed;
+use crate::scheme::{Lowered, Target};
 use crate::{Axes, Component, OptimizationConfig, Scheme, Selector};
-use quince_mil::{Arg, Defs, Function, Operation, Opset, Program, Result, Var, Weight, bail};
+use quince_mil::{Defs, Error, Function, Opset, Program, Result, Var, Weight, bail};
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// What the rules did.
@@ -61,12 +61,9 @@ pub fn compress(program: &mut Program, config: &OptimizationConfig) -> Result<Re
         });
     }
     for function in &mut program.functions {
-        if function.opset < Opset::CoreML8 {
-            bail!(
-                "function `{}` has opset {}, expected CoreML8 or later", function.name, function.opset;
-                hint: "this form of compressed weights needs iOS 18 or macOS 15"
-            );
-        }
+        let schemes = config.rules.iter().filter_map(|rule| rule.scheme);
+        let place = |scheme, e: Error| e.at(format!("function `{}`, {scheme}", function.name));
+        schemes.into_iter().try_for_each(|s| s.check(function.opset).map_err(|e| place(s, e)))?;
         pass.function(function)?;
     }
     pass.finish()
@@ -75,8 +72,8 @@ pub fn compress(program: &mut Program, config: &OptimizationConfig) -> Result<Re
 struct Pass<'a> {
     config: &'a OptimizationConfig,
     report: Report,
-    /// By identity: what became of a weight, which lives on in it.
-    done: HashMap<usize, Compressed>,
+    /// By identity and opset: what became of a weight, which lives on in it.
+    done: HashMap<(usize, Opset), Lowered>,
     /// The weights that a rule wants as they are, by rule and name.
     kept: HashSet<(usize, String)>,
     left: BTreeMap<String, String>,
@@ -85,26 +82,30 @@ struct Pass<'a> {
 impl Pass<'_> {
     fn function(&mut self, function: &mut Function) -> Result<()> {
         let defs = Defs::new(function);
-        let mut changes = Vec::new();
+        let mut changes = BTreeMap::new();
         for (index, operation) in function.block.operations.iter().enumerate() {
             let (Some(value), [var]) = (operation.constant(), &operation.outputs[..]) else { continue };
             let Some(weight) = value.weight(&function.var(*var).name) else { continue };
             // Integers are indices and the like, not weights.
-            let Some(axes) = axes(function, &defs, *var).filter(|_| weight.dtype().is_float()) else { continue };
-            if let Some(compressed) = self.weight(&weight, &function.var(*var).name, axes)? {
-                changes.push((index, compressed));
+            let Some(found) = find_use(function, &defs, *var).filter(|_| weight.dtype().is_float()) else { continue };
+            if let Some(lowered) = self.weight(&weight, &function.var(*var).name, &found, function.opset)? {
+                changes.insert(index, lowered);
             }
         }
-        for (index, (kind, inputs)) in changes {
-            let old = &mut function.block.operations[index];
-            let (name, outputs) = (std::mem::take(&mut old.name), std::mem::take(&mut old.outputs));
-            *old = Operation { kind, name, inputs, outputs, blocks: Vec::new(), attributes: BTreeMap::new() };
+        for (index, old) in std::mem::take(&mut function.block.operations).into_iter().enumerate() {
+            match changes.remove(&index) {
+                None => function.block.operations.push(old),
+                Some(lowered) => {
+                    let new = lowered.operations(old, function)?;
+                    function.block.operations.extend(new);
+                }
+            }
         }
         Ok(())
     }
 
-    fn weight(&mut self, weight: &Weight, name: &str, axes: Use) -> Result<Option<Compressed>> {
-        if let Some(done) = self.done.get(&weight.id()) {
+    fn weight(&mut self, weight: &Weight, name: &str, found: &Use, opset: Opset) -> Result<Option<Lowered>> {
+        if let Some(done) = self.done.get(&(weight.id(), opset)) {
             return Ok(Some(done.clone()));
         }
         let Some(number) = self.config.rule_for(name) else { return Ok(None) };
@@ -121,16 +122,15 @@ impl Pass<'_> {
             self.left.insert(name.to_owned(), reason);
             return Ok(None);
         }
-        if axes.table && Component::of(name) != Component::Embed && !named {
+        if found.table && Component::of(name) != Component::Embed && !named {
             self.left.insert(name.to_owned(), "a table that is not called an embedding".into());
             return Ok(None);
         }
-        match scheme.apply(weight, axes.axes) {
-            Ok(compressed) => {
-                let bytes = compressed.1.iter().flat_map(|(_, args)| args).map(bytes).sum();
-                self.count(number, weight, bytes);
-                self.done.insert(weight.id(), compressed.clone());
-                Ok(Some(compressed))
+        match scheme.lower(weight, &Target { axes: found.axes, opset }) {
+            Ok(lowered) => {
+                self.count(number, weight, lowered.byte_len());
+                self.done.insert((weight.id(), opset), lowered.clone());
+                Ok(Some(lowered))
             }
             Err(error) => {
                 self.left.insert(name.to_owned(), error.to_string());
@@ -166,13 +166,6 @@ impl Pass<'_> {
     }
 }
 
-fn bytes(arg: &Arg) -> usize {
-    match arg {
-        Arg::Value(value) => value.weight("").map_or(0, |weight| weight.byte_len()),
-        Arg::Var(_) => 0,
-    }
-}
-
 /// How a constant is used.
 struct Use {
     axes: Axes,
@@ -180,8 +173,8 @@ struct Use {
     table: bool,
 }
 
-/// Along which axes the channels of a constant lie, if all that use it use it as a weight.
-fn axes(function: &Function, defs: &Defs, var: Var) -> Option<Use> {
+/// How a constant is used, if all that use it use it as a weight along the same axes.
+fn find_use(function: &Function, defs: &Defs, var: Var) -> Option<Use> {
     let rank = function.ty(var).as_tensor()?.shape.len();
     if rank < 2 || defs.is_output(var) {
         return None;
@@ -219,8 +212,8 @@ fn axes(function: &Function, defs: &Defs, var: Var) -> Option<Use> {
 mod tests {
     use super::*;
     use crate::test_weights::weight;
-    use crate::{Nbits, PaletteMode};
-    use quince_mil::{Builder, DType, Flexibility, Tensor, ValueType, eval, verify};
+    use crate::{Nbits, Palette};
+    use quince_mil::{Arg, Builder, DType, Flexibility, Operation, Tensor, ValueType, eval, verify};
 
     /// Two functions that multiply with the same two weights, one of which has 64 rows and one 3.
     fn program() -> Program {
@@ -245,7 +238,7 @@ mod tests {
     }
 
     fn palette(bits: usize) -> Scheme {
-        Scheme::Palettize { nbits: Nbits::new(bits).unwrap(), mode: PaletteMode::KMeans, group_size: None }
+        Palette::kmeans(Nbits::new(bits).unwrap(), None).into()
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use quince_checkpoint::Checkpoint;
-use quince_compress::{Nbits, OptimizationConfig, PaletteMode, Scheme, compress};
+use quince_compress::{Nbits, OptimizationConfig, Palette, compress};
 use quince_convert::lower::{KvCache, LogitsOf, Precision};
 use quince_convert::{FunctionName, Options, convert, semantic};
 use quince_engine::Engine;
@@ -140,7 +140,7 @@ fn half_precision_is_valid() {
 fn four_bits_in_groups_are_valid_and_two_are_not() {
     for (bits, valid) in [(4, true), (2, false)] {
         let nbits = Nbits::new(bits).unwrap();
-        let scheme = Scheme::Palettize { nbits, mode: PaletteMode::KMeans, group_size: Some(16) };
+        let scheme = Palette::kmeans(nbits, Some(16)).into();
         let mut program = program(&Options { prefill_length: Some(32), ..Options::default() });
         compress(&mut program, &OptimizationConfig::all(scheme)).unwrap();
         let validation = validated(program);

@@ -3,7 +3,8 @@
 use crate::failure::{Failure, Result};
 use clap::ValueEnum;
 use quince_compress::{
-    Granularity, LinearDType, LinearMode, Nbits, OptimizationConfig, PaletteMode, Rule, Scheme, Selector,
+    Granularity, Linear, LinearDType, LinearMode, Nbits, OptimizationConfig, Palette, PaletteMode, Rule, Scheme,
+    Selector,
 };
 
 /// Output channels that share a lookup table if none are asked for; coremltools' default.
@@ -144,7 +145,7 @@ impl CompressionArgs {
         if let Some(size) = group_size {
             check_group_size(size, devices)?;
         }
-        Ok(Scheme::Palettize { nbits, mode, group_size })
+        Ok(Palette { nbits, mode, group_size }.into())
     }
 
     fn linear(&self, dtype: QuantizeArg, devices: Devices) -> Result<Scheme> {
@@ -175,7 +176,7 @@ impl CompressionArgs {
                 "quantize per_channel, or palettize with --wbits 4 --palett-group-size 16",
             ));
         }
-        Ok(Scheme::Linear { dtype, mode, granularity })
+        Ok(Linear { dtype, mode, granularity }.into())
     }
 }
 
@@ -194,9 +195,9 @@ fn check_group_size(size: usize, devices: Devices) -> Result<()> {
 
 /// What people should know before they ship weights compressed so.
 pub fn warnings(config: &OptimizationConfig) -> Vec<String> {
-    let least = config.rules.iter().filter_map(|rule| rule.scheme).map(Scheme::bits).min();
-    match least {
-        Some(bits @ 1..=2) => vec![format!(
+    let bits = config.rules.iter().filter_map(|rule| rule.scheme).map(Scheme::bits);
+    match bits.min_by(f64::total_cmp) {
+        Some(bits) if bits <= 2.0 => vec![format!(
             "{bits}-bit weights chosen without calibration data make most models unusable: validate before you ship"
         )],
         _ => Vec::new(),

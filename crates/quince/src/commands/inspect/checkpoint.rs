@@ -6,7 +6,7 @@ use crate::stored;
 use crate::units;
 use quince_checkpoint::Checkpoint;
 use quince_compress::{
-    Component, Granularity, LinearDType, LinearMode, Nbits, OptimizationConfig, PaletteMode, Scheme, compress,
+    Component, Granularity, Linear, LinearDType, LinearMode, Nbits, OptimizationConfig, Palette, Scheme, compress,
 };
 use quince_convert::lower::Precision;
 use quince_convert::{Converted, Options, convert};
@@ -227,10 +227,8 @@ impl SchemeSize {
 
 /// The schemes that people choose between, with the options that ask for them.
 fn schemes() -> Result<Vec<(&'static str, Scheme)>, Error> {
-    let palette = |bits: usize| -> Result<Scheme, Error> {
-        Ok(Scheme::Palettize { nbits: Nbits::new(bits)?, mode: PaletteMode::KMeans, group_size: Some(16) })
-    };
-    let linear = |dtype, granularity| Scheme::Linear { dtype, mode: LinearMode::Symmetric, granularity };
+    let palette = |bits: usize| -> Result<Scheme, Error> { Ok(Palette::kmeans(Nbits::new(bits)?, Some(16)).into()) };
+    let linear = |dtype, granularity| Linear { dtype, mode: LinearMode::Symmetric, granularity }.into();
     Ok(vec![
         ("--wbits 8 --palett-group-size 16", palette(8)?),
         ("--wbits 6 --palett-group-size 16", palette(6)?),
