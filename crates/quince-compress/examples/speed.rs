@@ -2,7 +2,7 @@
 //! `cargo run --release -p quince-compress --example speed [ROWS COLUMNS]`.
 #![allow(clippy::print_stdout)]
 
-use quince_compress::{Float, Nbits, PaletteGranularity, PaletteMode, PalettizeOptions, palettize};
+use quince_compress::{Float, Nbits, PaletteGranularity, PaletteMode, PalettizeOptions, TableType, palettize};
 use quince_tensor::{Tensor, Weight, bf16, f16};
 use std::time::Instant;
 
@@ -20,7 +20,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         for (table, granularity) in [("per tensor", PaletteGranularity::PerTensor), ("group of 16", grouped)] {
             for nbits in [2, 3, 4, 6, 8] {
                 let nbits = Nbits::new(nbits)?;
-                let options = PalettizeOptions { nbits, mode: PaletteMode::KMeans, granularity, lut: Float::F16 };
+                let options = PalettizeOptions {
+                    nbits,
+                    mode: PaletteMode::KMeans,
+                    granularity,
+                    lut: Float::F16,
+                    table: TableType::Float,
+                };
                 print!("{name:<14} {table:<12} {:>4}", nbits.get());
                 for threads in [1, 2] {
                     let seconds = time(&weight, &options, threads)?;

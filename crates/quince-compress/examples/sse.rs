@@ -3,7 +3,7 @@
 //! `tools/oracle/compress_vectors.py` sets them beside those of coremltools.
 #![allow(clippy::print_stdout)]
 
-use quince_compress::{Float, Nbits, PaletteGranularity, PaletteMode, PalettizeOptions, palettize};
+use quince_compress::{Float, Nbits, PaletteGranularity, PaletteMode, PalettizeOptions, TableType, palettize};
 use quince_tensor::{Bytes, DType, Tensor, Weight};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -19,7 +19,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
         for nbits in Nbits::ALL {
             let lut = Float::of_weight(weight.dtype())?;
-            let options = PalettizeOptions { nbits, mode: PaletteMode::KMeans, granularity, lut };
+            let options =
+                PalettizeOptions { nbits, mode: PaletteMode::KMeans, granularity, lut, table: TableType::Float };
             println!("{}/{name} {:e}", nbits.get(), palettize(&weight, &options)?.sse);
         }
     }

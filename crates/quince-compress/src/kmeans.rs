@@ -6,6 +6,7 @@
 //! best real-valued table rounded afterwards.
 
 mod partition;
+pub(crate) mod vectors;
 
 use crate::Float;
 use crate::values::check_finite;

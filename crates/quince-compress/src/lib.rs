@@ -1,4 +1,4 @@
-//! Palettization and linear quantization: passes from program to program.
+//! Palettization, linear quantization and pruning: passes from program to program.
 //!
 //! [`compress`] goes through the functions of a program, finds for each weight the rule of an [`OptimizationConfig`] that
 //! is about it, and puts in place of the constant the `constexpr_*` operation of the rule's [`Scheme`] over lazy weights:
@@ -16,27 +16,35 @@
 //! This crate reads and writes no file and knows no architecture: it works on any program, also on one read from a
 //! package. The number of threads never changes what comes out.
 
+mod activations;
 mod assign;
 mod bits;
 mod component;
 mod config;
 mod float;
+mod histogram;
 mod keep;
 pub mod kmeans;
 mod linear;
 mod palettize;
+mod palettize_vectors;
 mod pass;
+mod prune;
 mod scheme;
 #[cfg(test)]
 mod test_weights;
 mod values;
 
+pub use activations::{ActivationMode, ActivationRanges, ActivationReport, quantize_activations};
 pub use bits::Nbits;
 pub use component::Component;
 pub use config::{OptimizationConfig, Rule, Selector};
 pub use float::Float;
+pub use histogram::{Histogram, Statistic};
 pub use keep::{Integers, Kept, keep};
 pub use linear::{LinearDType, LinearGranularity, LinearMode, LinearOptions, Quantized, quantize_linear};
-pub use palettize::{PaletteGranularity, PaletteMode, PalettizeOptions, Palettized, palettize};
+pub use palettize::{PaletteGranularity, PaletteMode, PalettizeOptions, Palettized, TableType, palettize};
+pub use palettize_vectors::{ClusterDim, palettize_vectors};
 pub use pass::{Report, RuleReport, compress};
-pub use scheme::{Axes, Granularity, Linear, Palette, Scheme};
+pub use prune::{Amount, Pruning};
+pub use scheme::{Axes, Granularity, Linear, Palette, Scheme, Sparse, SparseLinear, SparsePalette, VectorPalette};

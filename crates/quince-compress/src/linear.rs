@@ -55,6 +55,8 @@ pub enum LinearDType {
 pub enum LinearMode {
     /// `linear_symmetric`: symmetric about zero; no offset for signed types.
     Symmetric,
+    /// The same with the range whose squared error is least, which need not reach the greatest element.
+    SymmetricClipped,
     /// `linear`: from the least to the greatest element or zero, with an offset.
     Asymmetric,
 }
@@ -63,6 +65,7 @@ impl fmt::Display for LinearMode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             LinearMode::Symmetric => "symmetric",
+            LinearMode::SymmetricClipped => "symmetric with clipping",
             LinearMode::Asymmetric => "asymmetric",
         })
     }
@@ -113,9 +116,9 @@ pub fn quantize_linear(weight: &Weight, options: &LinearOptions) -> Result<Quant
     let blocks = Blocks::new(weight.shape(), options.granularity)?;
     let range = Range::new(options);
     let (bits, dtype) = (options.dtype.dtype().bits(), options.dtype.dtype());
-    // Where a block spans all rows, the rows are read twice: for the scales, then for the elements.
+    // Where a block spans all rows, the rows are read for the scales first, then for the elements.
     let shared = match blocks.count[0] {
-        1 => Some(range.scales(&all_extremes(weight, &blocks)?, options.scale)?),
+        1 => Some(all_scales(weight, &blocks, &range, options.scale)?),
         _ => None,
     };
     let rows = task_rows(blocks.row_len(), if shared.is_some() { 1 } else { blocks.size[0] }, bits);
@@ -128,7 +131,12 @@ pub fn quantize_linear(weight: &Weight, options: &LinearOptions) -> Result<Quant
         if let Some(scales) = &shared {
             return Ok((Vec::new(), blocks.quantize(values, scales, &range, &mut out)));
         }
-        let scales = range.scales(&blocks.extremes(values, first * blocks.row_len())?, options.scale)?;
+        let extremes = blocks.extremes(values, first * blocks.row_len())?;
+        let mut scales = range.scales(&extremes, options.scale)?;
+        if range.mode == LinearMode::SymmetricClipped {
+            let costs = blocks.clipping_costs(values, &range.clipped(&extremes, options.scale)?, &range);
+            scales = range.cheapest(&extremes, &costs, options.scale)?;
+        }
         let sse = blocks.quantize(values, &scales, &range, &mut out);
         Ok((scales, sse))
     });
@@ -166,6 +174,14 @@ struct Range {
     mask: u8,
 }
 
+/// Ranges that are tried when clipping: the whole, and ever smaller shares of it.
+const CLIPS: usize = 26;
+
+/// The share of the whole range: 1, 0.97, ... 0.25.
+fn share(clip: usize) -> f64 {
+    1.0 - 0.03 * clip as f64
+}
+
 /// What one block shares.
 #[derive(Clone, Copy)]
 struct Scale {
@@ -193,7 +209,7 @@ impl Range {
     fn new(options: &LinearOptions) -> Self {
         let steps = (1u32 << options.dtype.dtype().bits()) - 1;
         let signed = !options.dtype.dtype().is_unsigned();
-        let symmetric = options.mode == LinearMode::Symmetric;
+        let symmetric = options.mode != LinearMode::Asymmetric;
         let low = if signed { -f64::from(steps / 2) } else { 0.0 };
         let (low, high) = match (symmetric, signed) {
             (true, true) => (low, -low),
@@ -208,16 +224,44 @@ impl Range {
         extremes.iter().map(|e| self.scale(f64::from(e.low), f64::from(e.high), float)).collect()
     }
 
+    /// The scales that are tried for each block.
+    fn clipped(&self, extremes: &[Extremes], float: Float) -> Result<Vec<[Scale; CLIPS]>> {
+        let block = |e: &Extremes| {
+            let mut scales = [Scale { scale: 1.0, offset: 0.0 }; CLIPS];
+            for (clip, scale) in scales.iter_mut().enumerate() {
+                *scale = self.scale(f64::from(e.low) * share(clip), f64::from(e.high) * share(clip), float)?;
+            }
+            Ok(scales)
+        };
+        extremes.iter().map(block).collect()
+    }
+
+    /// Of the scales that were tried for each block the one of least cost; of equal ones the widest.
+    fn cheapest(&self, extremes: &[Extremes], costs: &[[f64; CLIPS]], float: Float) -> Result<Vec<Scale>> {
+        let candidates = self.clipped(extremes, float)?;
+        let best = candidates.into_iter().zip(costs).map(|(scales, costs)| {
+            let best = (1..CLIPS).fold(0, |best, clip| if costs[clip] < costs[best] { clip } else { best });
+            scales[best]
+        });
+        Ok(best.collect())
+    }
+
+    /// The integer for a value.
+    #[inline(always)]
+    fn code(&self, value: f64, Scale { scale, offset }: Scale) -> f64 {
+        (round(value / scale) + offset).clamp(self.low, self.high)
+    }
+
     /// The scale and offset of a block whose elements lie between `low` and `high`.
     fn scale(&self, low: f64, high: f64, float: Float) -> Result<Scale> {
         let (low, high) = match self.mode {
-            LinearMode::Symmetric => (low.min(-high), high.max(-low)),
             LinearMode::Asymmetric => (low.min(0.0), high.max(0.0)),
+            LinearMode::Symmetric | LinearMode::SymmetricClipped => (low.min(-high), high.max(-low)),
         };
         let scale = float.cover((high - low) / (self.high - self.low), self.high - self.low)?;
         let offset = match self.mode {
-            LinearMode::Symmetric => (self.low + self.high) / 2.0,
             LinearMode::Asymmetric => round(self.low - low / scale).clamp(self.low, self.high),
+            LinearMode::Symmetric | LinearMode::SymmetricClipped => (self.low + self.high) / 2.0,
         };
         Ok(Scale { scale, offset })
     }
@@ -296,17 +340,36 @@ impl Blocks {
         Ok(extremes)
     }
 
+    /// The sum of squared errors in each block of some rows, for each of its scales.
+    fn clipping_costs(&self, values: Values<'_>, scales: &[[Scale; CLIPS]], range: &Range) -> Vec<[f64; CLIPS]> {
+        let mut costs = vec![[0.0; CLIPS]; scales.len()];
+        let mut buffer = Vec::new();
+        for (run, start) in (0..values.len()).step_by(self.run).enumerate() {
+            let values = values.slice(start..(start + self.run).min(values.len())).to_f32(&mut buffer);
+            let block = self.block_of_run(run);
+            for (cost, &scale) in costs[block].iter_mut().zip(&scales[block]) {
+                let error = |&value: &f32| {
+                    let value = f64::from(value);
+                    let error = value - scale.scale * (range.code(value, scale) - scale.offset);
+                    error * error
+                };
+                *cost += values.iter().map(error).sum::<f64>();
+            }
+        }
+        costs
+    }
+
     /// Writes the integers of some rows; returns the sum of squared errors.
     fn quantize(&self, values: Values<'_>, scales: &[Scale], range: &Range, out: &mut BitWriter<'_>) -> f64 {
         let mut buffer = Vec::new();
         let mut sse = 0.0;
         for (run, start) in (0..values.len()).step_by(self.run).enumerate() {
             let values = values.slice(start..(start + self.run).min(values.len())).to_f32(&mut buffer);
-            let Scale { scale, offset } = scales[self.block_of_run(run)];
+            let scale = scales[self.block_of_run(run)];
             out.extend(values, |value| {
                 let value = f64::from(value);
-                let code = (round(value / scale) + offset).clamp(range.low, range.high);
-                let error = value - scale * (code - offset);
+                let code = range.code(value, scale);
+                let error = value - scale.scale * (code - scale.offset);
                 sse += error * error;
                 code as i32 as u8 & range.mask
             });
@@ -315,20 +378,39 @@ impl Blocks {
     }
 }
 
-/// The extremes of each block of the whole weight, where a block spans all rows.
-fn all_extremes(weight: &Weight, blocks: &Blocks) -> Result<Vec<Extremes>> {
+/// The scale of each block, where a block spans all rows.
+fn all_scales(weight: &Weight, blocks: &Blocks, range: &Range, float: Float) -> Result<Vec<Scale>> {
+    let mut extremes = vec![Extremes::NONE; blocks.blocks_in(weight.len())];
+    for task in by_tasks(weight, blocks, |values, first| blocks.extremes(values, first))? {
+        extremes.iter_mut().zip(task).for_each(|(a, b)| a.join(b));
+    }
+    if range.mode != LinearMode::SymmetricClipped {
+        return range.scales(&extremes, float);
+    }
+    let candidates = range.clipped(&extremes, float)?;
+    let mut costs = vec![[0.0; CLIPS]; extremes.len()];
+    // Sums are taken in the order of the rows, whichever thread is done first.
+    for task in by_tasks(weight, blocks, |values, _| Ok(blocks.clipping_costs(values, &candidates, range)))? {
+        for (sum, cost) in costs.iter_mut().zip(task) {
+            sum.iter_mut().zip(cost).for_each(|(sum, cost)| *sum += cost);
+        }
+    }
+    range.cheapest(&extremes, &costs, float)
+}
+
+/// What `run` makes of some rows at a time, of which it is told the first element, in their order.
+fn by_tasks<T: Send>(
+    weight: &Weight,
+    blocks: &Blocks,
+    run: impl Fn(Values<'_>, usize) -> Result<T> + Sync,
+) -> Result<Vec<T>> {
     let rows = task_rows(blocks.row_len(), 1, 8);
     let total = weight.shape()[0];
     let tasks = (0..total.div_ceil(rows)).into_par_iter().map(|task| {
         let tensor = weight.rows(task * rows..((task + 1) * rows).min(total))?.aligned();
-        blocks.extremes(Values::new(&tensor)?, task * rows * blocks.row_len())
+        run(Values::new(&tensor)?, task * rows * blocks.row_len())
     });
-    tasks
-        .try_reduce_with(|mut a, b| {
-            a.iter_mut().zip(b).for_each(|(a, b)| a.join(b));
-            Ok(a)
-        })
-        .unwrap_or_else(|| Ok(Vec::new()))
+    tasks.collect()
 }
 
 /// Rounds to the nearest integer, ties to even, for magnitudes below 2^51; `round_ties_even` is a call of a library

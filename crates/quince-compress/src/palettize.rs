@@ -23,8 +23,10 @@ pub struct PalettizeOptions {
     pub mode: PaletteMode,
     /// What shares a table.
     pub granularity: PaletteGranularity,
-    /// The type of the table's entries.
+    /// The type of the table's entries, after scaling if they are integers.
     pub lut: Float,
+    /// How the entries are stored.
+    pub table: TableType,
 }
 
 impl PalettizeOptions {
@@ -73,6 +75,15 @@ pub enum PaletteGranularity {
     },
 }
 
+/// How the entries of a table are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TableType {
+    /// As the numbers they stand for.
+    Float,
+    /// As int8, with a scale for each table.
+    Int8,
+}
+
 /// The arguments of `constexpr_lut_to_dense` (iOS 18) for a weight of rank K.
 #[derive(Clone, Debug)]
 pub struct Palettized {
@@ -81,6 +92,8 @@ pub struct Palettized {
     /// Rank K + 2: the number of groups along each axis, 2^nbits, 1. Entries ascend; where a group has fewer values, the
     /// last is repeated.
     pub lut: Tensor,
+    /// What to multiply integer entries with, by group: rank K + 2, the last two sizes 1.
+    pub scale: Option<Tensor>,
     /// The sum of squared differences between the weight and its palettized form.
     pub sse: f64,
 }
@@ -106,11 +119,12 @@ pub fn palettize(weight: &Weight, options: &PalettizeOptions) -> Result<Palettiz
         indices: Tensor::new(dtype, weight.shape(), Bytes::from_vec(indices))?,
         sse: tables.iter().map(|table| table.sse).sum(),
         lut: lut(weight.shape(), options, &groups, &tables)?,
+        scale: scales(weight.shape(), options, &groups, &tables)?,
     })
 }
 
 /// The groups along one axis.
-struct Groups {
+pub(crate) struct Groups {
     axis: usize,
     count: usize,
     /// Elements of a group that lie one after the other.
@@ -118,7 +132,7 @@ struct Groups {
 }
 
 impl Groups {
-    fn new(shape: &[usize], granularity: PaletteGranularity) -> Result<Self> {
+    pub(crate) fn new(shape: &[usize], granularity: PaletteGranularity) -> Result<Self> {
         let PaletteGranularity::PerGroupedChannel { axis, group_size } = granularity else {
             return Ok(Self { axis: 0, count: 1, run: shape.iter().product() });
         };
@@ -134,24 +148,61 @@ impl Groups {
         let inner: usize = shape[axis + 1..].iter().product();
         Ok(Self { axis, count: dim / group_size, run: group_size * inner })
     }
+
+    /// The number of groups.
+    pub(crate) fn count(&self) -> usize {
+        self.count
+    }
+
+    /// The group of an element.
+    pub(crate) fn of(&self, element: usize) -> usize {
+        element / self.run % self.count
+    }
 }
 
 /// A table without the repetitions at its end.
-struct Table {
-    entries: Vec<f64>,
+pub(crate) struct Table {
+    /// Ascending.
+    pub(crate) entries: Vec<f64>,
+    /// If the entries are integers: their scale.
+    scale: Option<f64>,
     sse: f64,
 }
 
 impl Table {
-    fn new(points: &Points, options: &PalettizeOptions) -> Result<Self> {
+    pub(crate) fn new(points: &Points, options: &PalettizeOptions) -> Result<Self> {
         let entries = match options.mode {
             PaletteMode::KMeans => kmeans::cluster(points, options.nbits.entries(), options.lut)?,
             PaletteMode::Uniform => evenly_spaced(points, options.nbits.entries(), options.lut)?,
             PaletteMode::Unique => options.lut.store(distinct(points, options.nbits)?)?,
         };
-        Ok(Self { sse: points.sse(&entries), entries })
+        Ok(match options.table {
+            TableType::Float => Self { sse: points.sse(&entries), entries, scale: None },
+            TableType::Int8 => Self::int8(points, &entries, options.lut)?,
+        })
+    }
+
+    /// The entries rounded to multiples of a scale, from -127 to 127: of a few scales the one that costs least.
+    fn int8(points: &Points, entries: &[f64], lut: Float) -> Result<Self> {
+        let greatest = entries.iter().fold(0.0, |max: f64, entry| max.max(entry.abs()));
+        let mut best: Option<Self> = None;
+        for steps in (INT8_STEPS - INT8_CANDIDATES..=INT8_STEPS).rev().map(f64::from) {
+            let scale = lut.cover(greatest / steps, steps)?;
+            let most = f64::from(INT8_STEPS);
+            let entries = entries.iter().map(|entry| lut.round((entry / scale).round().clamp(-most, most) * scale));
+            let entries = lut.store(entries.collect())?;
+            let sse = points.sse(&entries);
+            if best.as_ref().is_none_or(|best| sse < best.sse) {
+                best = Some(Self { entries, scale: Some(scale), sse });
+            }
+        }
+        best.ok_or_else(|| Error::new("no scale for a table"))
     }
 }
+
+/// Steps of an int8 table on either side of zero, and how many fewer are tried.
+const INT8_STEPS: i32 = 127;
+const INT8_CANDIDATES: i32 = 15;
 
 /// Entries from the least to the greatest value; with the exact step, or with the step rounded to the type of the table
 /// as coremltools has it, whichever costs less.
@@ -325,17 +376,41 @@ fn points_of_runs<'a>(runs: impl Iterator<Item = (usize, Values<'a>)>, distinct:
     if singles.is_empty() { Ok(distinct.points()) } else { Points::new(&singles) }
 }
 
-fn lut(shape: &[usize], options: &PalettizeOptions, groups: &Groups, tables: &[Table]) -> Result<Tensor> {
+pub(crate) fn lut(shape: &[usize], options: &PalettizeOptions, groups: &Groups, tables: &[Table]) -> Result<Tensor> {
     let entries = options.nbits.entries();
-    let mut lut_shape = vec![1; shape.len()];
-    lut_shape[groups.axis] = groups.count;
-    lut_shape.extend([entries, 1]);
+    let lut_shape = table_shape(shape, groups, entries);
     let padded = |table: &Table| {
-        let last = table.entries.last().copied().unwrap_or(0.0);
+        let stored = |&entry: &f64| table.scale.map_or(entry, |scale| (entry / scale).round());
+        let last = table.entries.last().map_or(0.0, stored);
         let padding = entries.saturating_sub(table.entries.len());
-        table.entries.iter().copied().chain(std::iter::repeat_n(last, padding)).collect::<Vec<f64>>()
+        table.entries.iter().map(stored).chain(std::iter::repeat_n(last, padding)).collect::<Vec<f64>>()
     };
-    options.lut.tensor(lut_shape, tables.iter().flat_map(padded).collect())
+    let values: Vec<f64> = tables.iter().flat_map(padded).collect();
+    match options.table {
+        TableType::Float => options.lut.tensor(lut_shape, values),
+        TableType::Int8 => {
+            let steps: Vec<i64> = values.into_iter().map(|value| value as i64).collect();
+            Tensor::from_i64(DType::I8, lut_shape, &steps)
+        }
+    }
+}
+
+/// The scales of integer tables.
+pub(crate) fn scales(
+    shape: &[usize],
+    options: &PalettizeOptions,
+    groups: &Groups,
+    tables: &[Table],
+) -> Result<Option<Tensor>> {
+    let Some(scales) = tables.iter().map(|table| table.scale).collect::<Option<Vec<f64>>>() else { return Ok(None) };
+    options.lut.tensor(table_shape(shape, groups, 1), scales).map(Some)
+}
+
+fn table_shape(shape: &[usize], groups: &Groups, entries: usize) -> Vec<usize> {
+    let mut sizes = vec![1; shape.len()];
+    sizes[groups.axis] = groups.count;
+    sizes.extend([entries, 1]);
+    sizes
 }
 
 /// Elements of one row along the first axis.

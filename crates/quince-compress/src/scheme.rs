@@ -4,11 +4,20 @@
 
 mod linear;
 mod lowered;
+mod opset;
 mod palette;
+mod sparse;
+mod sparse_linear;
+mod sparse_palette;
+mod vector_palette;
 
 pub use linear::{Granularity, Linear};
-pub(crate) use lowered::{Input, Lowered, Step};
+pub(crate) use lowered::{Input, Lowered, Step, results};
 pub use palette::Palette;
+pub use sparse::Sparse;
+pub use sparse_linear::SparseLinear;
+pub use sparse_palette::SparsePalette;
+pub use vector_palette::VectorPalette;
 
 use crate::Nbits;
 use quince_mil::{Opset, Result, Weight};
@@ -56,7 +65,11 @@ macro_rules! table {
 
 table! {
     Palette: "Indices into lookup tables.",
+    VectorPalette: "Indices into lookup tables of short vectors.",
     Linear: "Integers with scales.",
+    Sparse: "The elements that are not zero.",
+    SparsePalette: "Indices into lookup tables, of the elements that are not zero.",
+    SparseLinear: "Integers with scales, of the elements that are not zero.",
 }
 
 /// Along which axes of a weight its channels lie.
@@ -104,3 +117,6 @@ impl fmt::Display for Scheme {
         self.method().fmt(f)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -159,10 +159,19 @@ impl Solution {
 
 /// The path of `k` edges and least cost.
 fn best_path<R: Rounding>(sums: &Sums, k: usize) -> Path {
-    // A coarse problem of the same shape tells λ nearly; the exact one then takes one or two solutions.
+    // A coarse problem of the same shape tells λ nearly; the exact one then takes one solution, seldom two.
     let count = (COARSE_PER_RUN * k).max(COARSE_MINIMUM);
-    let lambda = if count * 2 < sums.last() { search::<RoundNone>(&sums.coarse(count), k, None).lambda } else { None };
+    let lambda = if k > 1 && count * 2 < sums.last() { middle_slope(&sums.coarse(count), k) } else { None };
     search::<R>(sums, k, lambda).path
+}
+
+/// The middle of the penalties for which `k` runs are best, which lie between f(k) - f(k + 1) and f(k - 1) - f(k): the
+/// one that is most likely to be best for `k` runs of a problem that differs a little.
+fn middle_slope(sums: &Sums, k: usize) -> Option<f64> {
+    let lambda = search::<RoundNone>(sums, k, None).lambda?;
+    // As λ goes with k^-3.
+    let cost = |runs: usize| search::<RoundNone>(sums, runs, Some(lambda * (k as f64 / runs as f64).powi(3))).cost;
+    Some((cost(k - 1) - cost(k + 1)) / 2.0)
 }
 
 /// Split points of the coarse problem for each run, and at least.

@@ -15,7 +15,7 @@ const SHAPES: [(&[usize], PaletteGranularity); 8] = [
 ];
 
 fn options(nbits: usize, mode: PaletteMode, granularity: PaletteGranularity) -> PalettizeOptions {
-    PalettizeOptions { nbits: Nbits::new(nbits).unwrap(), mode, granularity, lut: Float::F16 }
+    PalettizeOptions { nbits: Nbits::new(nbits).unwrap(), mode, granularity, lut: Float::F16, table: TableType::Float }
 }
 
 /// Each element's table entry, and its group.

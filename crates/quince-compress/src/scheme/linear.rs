@@ -1,8 +1,8 @@
-//! Integers with scales: `constexpr_blockwise_shift_scale`.
+//! Integers with scales: `constexpr_blockwise_shift_scale`, or `constexpr_affine_dequantize` before iOS 18.
 
-use super::{Lowered, Method, Scheme, Step, Target};
-use crate::{Float, LinearDType, LinearGranularity, LinearMode, LinearOptions, Nbits, quantize_linear};
-use quince_mil::{Opset, Result, Weight, bail};
+use super::{Input, Lowered, Method, Scheme, Step, Target, opset};
+use crate::{Float, LinearDType, LinearGranularity, LinearMode, LinearOptions, Nbits, Quantized, quantize_linear};
+use quince_mil::{DType, Opset, Result, Tensor, Weight};
 use quince_tensor::parts;
 use std::fmt;
 
@@ -29,7 +29,8 @@ pub enum Granularity {
 }
 
 impl Linear {
-    fn options(&self, weight: &Weight, target: &Target) -> Result<LinearOptions> {
+    /// How a weight is quantized.
+    pub(super) fn options(&self, weight: &Weight, target: &Target) -> Result<LinearOptions> {
         let axes = target.axes;
         let granularity = match self.granularity {
             Granularity::PerTensor => LinearGranularity::PerTensor,
@@ -39,6 +40,30 @@ impl Linear {
             }
         };
         Ok(LinearOptions { dtype: self.dtype, mode: self.mode, granularity, scale: Float::of_weight(weight.dtype())? })
+    }
+
+    /// The form of iOS 16: one scale, or one for each channel.
+    fn affine(&self, weight: &Weight, options: LinearOptions, target: &Target) -> Result<Lowered> {
+        let (dtype, output) = (self.dtype.dtype(), target.axes.output);
+        let axis = if self.granularity == Granularity::PerChannel { output } else { 0 };
+        let scales = match self.granularity {
+            Granularity::PerChannel => vec![options.blocks(weight.shape())?[output]],
+            Granularity::PerTensor | Granularity::PerBlock(_) => Vec::new(),
+        };
+        let types = vec![
+            (format!("{}_quantized_data", weight.name()), dtype, weight.shape().to_vec()),
+            (format!("{}_scale", weight.name()), options.scale.dtype(), scales.clone()),
+            (format!("{}_zero_point", weight.name()), dtype, scales.clone()),
+        ];
+        let weight = weight.clone();
+        let weights = parts(types, move || {
+            let Quantized { data, scale, offset, .. } = quantize_linear(&weight, &options)?;
+            let zero = offset.map_or_else(|| Tensor::zeros(dtype, scale.shape()), Ok)?;
+            Ok(vec![data, scale.reshape(&*scales)?, zero.reshape(&*scales)?])
+        });
+        let names = ["quantized_data", "scale", "zero_point"];
+        let step = Step::new("constexpr_affine_dequantize", names.into_iter().zip(weights));
+        Ok(step.with("axis", Input::Value((axis as i32).into())).into())
     }
 }
 
@@ -51,18 +76,20 @@ impl Method for Linear {
         None
     }
 
-    fn check(&self, opset: Opset) -> Result<()> {
-        if opset < Opset::CoreML8 {
-            bail!(
-                "found opset {opset}, expected CoreML8 or later";
-                hint: "this form of compressed weights needs iOS 18 or macOS 15"
-            );
-        }
-        Ok(())
+    fn check(&self, found: Opset) -> Result<()> {
+        let newer = match (self.granularity, self.dtype.dtype()) {
+            (Granularity::PerBlock(_), _) => Some("scales for blocks"),
+            (_, DType::I4 | DType::U4) => Some("integers of 4 bits"),
+            _ => None,
+        };
+        opset::check(found, newer)
     }
 
     fn lower(&self, weight: &Weight, target: &Target) -> Result<Lowered> {
         let options = self.options(weight, target)?;
+        if target.opset < Opset::CoreML8 {
+            return self.affine(weight, options, target);
+        }
         let (blocks, dtype) = (options.blocks(weight.shape())?, options.dtype.dtype());
         let mut types = vec![
             (format!("{}_data", weight.name()), dtype, weight.shape().to_vec()),

@@ -86,7 +86,10 @@ impl Lowered {
 }
 
 /// New variables for the results of an operation.
-fn results(operation: &Operation, function: &mut Function) -> Result<Vec<Var>> {
+///
+/// # Errors
+/// When it refuses its arguments.
+pub(crate) fn results(operation: &Operation, function: &mut Function) -> Result<Vec<Var>> {
     let types = verify::infer(function, &|_| None, operation).map_err(|e| e.at(operation.place()))?;
     let named = types.into_iter().enumerate().map(|(i, ty)| match i {
         0 => (operation.name.clone(), ty),

@@ -44,7 +44,7 @@ pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
     let Some(config) = args.compression.config(args.compute_units.devices())? else {
         return Err(Failure::usage_hint(
             "found nothing to do, expected a way to compress",
-            "add --wbits 4 or --quantize int8",
+            "add --wbits 4, --quantize int8 or --sparsity 0.5",
         ));
     };
     let existing = if args.force { Existing::Replace } else { Existing::Refuse };

@@ -3,8 +3,8 @@
 use crate::failure::{Failure, Result};
 use clap::ValueEnum;
 use quince_compress::{
-    Granularity, Linear, LinearDType, LinearMode, Nbits, OptimizationConfig, Palette, PaletteMode, Rule, Scheme,
-    Selector,
+    ClusterDim, Granularity, Linear, LinearDType, LinearMode, Nbits, OptimizationConfig, Palette, PaletteMode, Pruning,
+    Rule, Scheme, Selector, Sparse, SparseLinear, SparsePalette, TableType, VectorPalette,
 };
 
 /// Output channels that share a lookup table if none are asked for; coremltools' default.
@@ -30,10 +30,21 @@ pub struct CompressionArgs {
     /// Output channels that share a lookup table
     #[arg(long, value_name = "G")]
     palett_group_size: Option<usize>,
+    /// Output channels that share an index into a table of vectors: 2 or 4. Bits per weight are those of the index
+    /// divided by it
+    #[arg(long, value_name = "V")]
+    palett_cluster_dim: Option<usize>,
+    /// Give each output channel a scale of its own, folded into a lookup table of its own
+    #[arg(long)]
+    palett_per_channel_scale: bool,
+    /// How the entries of lookup tables are stored: as the weight's floats, or as int8 with a scale for each table
+    #[arg(long, value_name = "TYPE")]
+    palett_lut_dtype: Option<TableArg>,
     /// Quantize weights to this integer type
     #[arg(long, value_name = "TYPE")]
     quantize: Option<QuantizeArg>,
-    /// Whether the range is symmetric about zero
+    /// Where the range lies: symmetric about zero, from the least to the greatest element, or symmetric and cut off where
+    /// the squared error is least
     #[arg(long, value_name = "MODE", default_value = "linear_symmetric", requires = "quantize")]
     quantize_mode: QuantizeModeArg,
     /// What shares a scale. Per block if a block size is given, else per channel
@@ -42,6 +53,15 @@ pub struct CompressionArgs {
     /// Input channels of an output channel that share a scale
     #[arg(long, value_name = "B", requires = "quantize")]
     quantize_block_size: Option<usize>,
+    /// Make this share of each weight zero, the least magnitudes, and store the rest: alone, palettized, or quantized
+    #[arg(long, value_name = "SHARE")]
+    sparsity: Option<f64>,
+    /// Make N of each M neighbouring input channels zero
+    #[arg(long, value_name = "N:M", conflicts_with = "sparsity")]
+    sparsity_n_m: Option<String>,
+    /// Make elements whose magnitude is below this zero
+    #[arg(long, value_name = "X", conflicts_with_all = ["sparsity", "sparsity_n_m"])]
+    sparsity_threshold: Option<f64>,
     /// Bits of palettes by part of the model (embed, attention, mlp, lm_head, norm, other) or by a pattern of weight
     /// names, `none` for no compression: attention=6,mlp=4,*.layers.0.*=8. The rest is as --wbits says
     #[arg(long, value_name = "PART=N,...", conflicts_with = "quantize")]
@@ -68,6 +88,17 @@ enum QuantizeArg {
     Uint8,
     Int4,
     Uint4,
+    #[value(name = "fp8e4m3fn", alias = "fp8")]
+    Fp8E4M3,
+    #[value(name = "fp8e5m2")]
+    Fp8E5M2,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum TableArg {
+    #[value(alias = "float16", alias = "float32")]
+    Float,
+    Int8,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -75,6 +106,8 @@ enum QuantizeArg {
 enum QuantizeModeArg {
     LinearSymmetric,
     Linear,
+    #[value(alias = "linear_symmetric_with_clipping")]
+    SymmetricWithClipping,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -103,20 +136,20 @@ impl CompressionArgs {
     /// When options contradict each other, or the devices cannot do what is asked for.
     pub fn config(&self, devices: Devices) -> Result<Option<OptimizationConfig>> {
         let base = match (self.wbits, self.quantize) {
-            (Some(bits), _) => Some(self.palette(bits, devices)?),
-            (None, Some(dtype)) => Some(self.linear(dtype, devices)?),
-            (None, None) => None,
+            (Some(bits), _) => Some(self.palettized(bits, devices)?),
+            (None, Some(dtype)) => Some(self.quantized(dtype, devices)?),
+            (None, None) => self.pruning()?.map(|pruning| Sparse { pruning }.into()),
         };
         let Some(mixed) = &self.mixed_precision else {
-            if base.is_none() && (self.palett_group_size.is_some() || self.palett_granularity.is_some()) {
+            if self.wbits.is_none() && self.has_palette_options() {
                 return Err(Failure::usage_hint("found options of a palette without --wbits", "add --wbits 4"));
             }
             return Ok(base.map(OptimizationConfig::all));
         };
         // Rules give the bits; what else a palette is, is the same for all of them.
         let palette = match base {
-            Some(base) => base,
-            None => self.palette(8, devices)?,
+            Some(base) if self.wbits.is_some() => base,
+            _ => self.palettized(8, devices)?,
         };
         let mut config = OptimizationConfig::all(palette);
         config.rules = base.into_iter().map(|s| Rule { selector: Selector::Default, scheme: Some(s) }).collect();
@@ -124,7 +157,63 @@ impl CompressionArgs {
         Ok(Some(config))
     }
 
-    fn palette(&self, bits: usize, devices: Devices) -> Result<Scheme> {
+    fn has_palette_options(&self) -> bool {
+        let grouped = self.palett_group_size.is_some() || self.palett_granularity.is_some();
+        let stored = self.palett_cluster_dim.is_some() || self.palett_lut_dtype.is_some();
+        grouped || stored || self.palett_per_channel_scale
+    }
+
+    /// A palette with what goes with it: vectors or sparsity.
+    fn palettized(&self, bits: usize, devices: Devices) -> Result<Scheme> {
+        let palette = self.palette(bits, devices)?;
+        let dim = match self.palett_cluster_dim {
+            None | Some(1) => None,
+            Some(2) => Some(ClusterDim::Two),
+            Some(4) => Some(ClusterDim::Four),
+            Some(found) => return Err(Failure::usage(format!("--palett-cluster-dim: found {found}, expected 2 or 4"))),
+        };
+        match (dim, self.pruning()?) {
+            (None, None) => Ok(palette.into()),
+            (None, Some(pruning)) => Ok(SparsePalette { palette, pruning }.into()),
+            (Some(_), _) if self.palett_per_channel_scale => Err(Failure::usage_hint(
+                "found --palett-per-channel-scale with --palett-cluster-dim, expected one of them",
+                "a vector spans several channels, whose scales one table cannot hold",
+            )),
+            (Some(dim), None) => Ok(VectorPalette { palette, dim }.into()),
+            (Some(_), Some(_)) => Err(Failure::usage_hint(
+                "found --palett-cluster-dim with sparsity, expected one of them",
+                "a vector of which some elements are zero has no index",
+            )),
+        }
+    }
+
+    /// Integers, of the elements that are not zero if there is sparsity.
+    fn quantized(&self, dtype: QuantizeArg, devices: Devices) -> Result<Scheme> {
+        let linear = self.linear(dtype, devices)?;
+        Ok(match self.pruning()? {
+            None => linear.into(),
+            Some(pruning) => SparseLinear { linear, pruning }.into(),
+        })
+    }
+
+    fn pruning(&self) -> Result<Option<Pruning>> {
+        let (pruning, option) = match (self.sparsity, &self.sparsity_n_m, self.sparsity_threshold) {
+            (Some(sparsity), ..) => (Pruning::magnitude(sparsity), "--sparsity"),
+            (_, Some(ratio), _) => {
+                let numbers = ratio.split_once(':').and_then(|(n, m)| Some((n.parse().ok()?, m.parse().ok()?)));
+                let Some((zeros, of)) = numbers else {
+                    let message = format!("--sparsity-n-m: found `{ratio}`, expected N:M");
+                    return Err(Failure::usage_hint(message, "2:4 makes 2 of 4 neighbours zero"));
+                };
+                (Pruning::ratio(zeros, of), "--sparsity-n-m")
+            }
+            (.., Some(threshold)) => (Pruning::threshold(threshold), "--sparsity-threshold"),
+            _ => return Ok(None),
+        };
+        pruning.map(Some).map_err(|e| Failure::Usage(e.at(option)))
+    }
+
+    fn palette(&self, bits: usize, devices: Devices) -> Result<Palette> {
         let nbits = Nbits::new(bits).map_err(|e| Failure::Usage(e.at("--wbits")))?;
         let mode = match self.palett_mode {
             PaletteModeArg::Kmeans => PaletteMode::KMeans,
@@ -145,19 +234,31 @@ impl CompressionArgs {
         if let Some(size) = group_size {
             check_group_size(size, devices)?;
         }
-        Ok(Palette { nbits, mode, group_size }.into())
+        let group_size = if self.palett_per_channel_scale { Some(1) } else { group_size };
+        let table = match self.palett_lut_dtype {
+            Some(TableArg::Int8) => TableType::Int8,
+            Some(TableArg::Float) | None => TableType::Float,
+        };
+        Ok(Palette { nbits, mode, group_size, table })
     }
 
-    fn linear(&self, dtype: QuantizeArg, devices: Devices) -> Result<Scheme> {
+    fn linear(&self, dtype: QuantizeArg, devices: Devices) -> Result<Linear> {
         let dtype = match dtype {
             QuantizeArg::Int8 => LinearDType::Int8,
             QuantizeArg::Uint8 => LinearDType::UInt8,
             QuantizeArg::Int4 => LinearDType::Int4,
             QuantizeArg::Uint4 => LinearDType::UInt4,
+            QuantizeArg::Fp8E4M3 | QuantizeArg::Fp8E5M2 => {
+                return Err(Failure::usage_hint(
+                    "--quantize: found fp8, which no deployment target up to iOS 26 and macOS 26 has, expected integers",
+                    "int8 takes as many bytes; --wbits 8 has the values that suit a weight best",
+                ));
+            }
         };
         let mode = match self.quantize_mode {
             QuantizeModeArg::LinearSymmetric => LinearMode::Symmetric,
             QuantizeModeArg::Linear => LinearMode::Asymmetric,
+            QuantizeModeArg::SymmetricWithClipping => LinearMode::SymmetricClipped,
         };
         use QuantizeGranularityArg::{Block, Channel, Tensor};
         let granularity = match (self.quantize_granularity, self.quantize_block_size) {
@@ -176,7 +277,7 @@ impl CompressionArgs {
                 "quantize per_channel, or palettize with --wbits 4 --palett-group-size 16",
             ));
         }
-        Ok(Linear { dtype, mode, granularity }.into())
+        Ok(Linear { dtype, mode, granularity })
     }
 }
 
@@ -241,6 +342,24 @@ mod tests {
                 &["all weights: uint4 asymmetric, blocks of 16"],
             ),
             (
+                "--wbits 6 --palett-group-size 8 --palett-cluster-dim 4 --palett-lut-dtype int8",
+                &["all weights: 6-bit palette, k-means, int8 tables, groups of 8, vectors of 4"],
+            ),
+            (
+                "--wbits 4 --palett-group-size 16 --palett-per-channel-scale",
+                &["all weights: 4-bit palette, k-means, a table for each channel"],
+            ),
+            (
+                "--quantize int4 --quantize-mode symmetric_with_clipping",
+                &["all weights: int4 symmetric with clipping, per channel"],
+            ),
+            ("--sparsity 0.5", &["all weights: sparse, 50 % zeros"]),
+            ("--sparsity-n-m 2:4 --quantize int8", &["all weights: int8 symmetric, per channel, 2 of 4 zeros"]),
+            (
+                "--sparsity-threshold 0.01 --wbits 4",
+                &["all weights: 4-bit palette, k-means, per tensor, zeros below 0.01"],
+            ),
+            (
                 "--mixed-precision attention=6,lm_head=none",
                 &["attention: 6-bit palette, k-means, per tensor", "lm_head: -"],
             ),
@@ -263,6 +382,15 @@ mod tests {
             "--wbits 4 --palett-group-size 16 --palett-granularity per_tensor",
             "--quantize-block-size 32",
             "--quantize int4 --quantize-granularity per_channel --quantize-block-size 32",
+            "--wbits 4 --palett-cluster-dim 3",
+            "--wbits 4 --palett-cluster-dim 2 --palett-per-channel-scale",
+            "--wbits 4 --palett-cluster-dim 2 --sparsity 0.5",
+            "--palett-lut-dtype int8",
+            "--quantize fp8",
+            "--sparsity 1",
+            "--sparsity 0.5 --sparsity-n-m 2:4",
+            "--sparsity-n-m 4:4",
+            "--sparsity-n-m two",
             "--mixed-precision attention",
             "--mixed-precision attention=4 --quantize int8",
         ] {
