@@ -106,16 +106,16 @@ struct Near {
 fn nearest<const D: usize>(block: &[[f32; BLOCK]; D], centroids: &[[f32; D]]) -> Near {
     let mut near = Near { code: [0; BLOCK], distance: [f32::INFINITY; BLOCK] };
     for (number, centroid) in centroids.iter().enumerate() {
-        for i in 0..BLOCK {
+        for (i, (least, code)) in near.distance.iter_mut().zip(&mut near.code).enumerate() {
             let mut distance = 0.0;
-            for d in 0..D {
-                let difference = block[d][i] - centroid[d];
+            for (values, center) in block.iter().zip(centroid) {
+                let difference = values[i] - center;
                 distance += difference * difference;
             }
             // Written so that it becomes a comparison and two blends for many lanes.
-            let closer = distance < near.distance[i];
-            near.distance[i] = if closer { distance } else { near.distance[i] };
-            near.code[i] = if closer { number as u32 } else { near.code[i] };
+            let closer = distance < *least;
+            *least = if closer { distance } else { *least };
+            *code = if closer { number as u32 } else { *code };
         }
     }
     near
