@@ -1,5 +1,6 @@
 //! An opened checkpoint.
 
+use crate::adapter::{Adapted, Mode, Weighted};
 use crate::config::Config;
 use crate::format::{self, Beside, Contents, Exact, Found};
 use crate::safetensors::not_found;
@@ -19,15 +20,19 @@ use std::path::{Path, PathBuf};
 /// let first = embedding.rows(0..1)?; // One row of the mapped file, not copied.
 /// # Ok(()) }
 /// ```
+#[derive(Clone)]
 pub struct Checkpoint {
     format: &'static str,
     config: Config,
     weights: BTreeMap<String, Stored>,
     sources: Vec<PathBuf>,
     beside: Option<Beside>,
+    /// The names of the weights that adapters changed.
+    changed: Vec<String>,
 }
 
 /// A weight and how it is stored; nothing is stored of one made in memory.
+#[derive(Clone)]
 struct Stored {
     weight: Weight,
     found: Option<Found>,
@@ -94,7 +99,7 @@ impl Checkpoint {
                 return Err(Error::new("found two tensors for one weight, expected one").at(path.display()));
             }
         }
-        Ok(Checkpoint { format: format.name, config, weights, sources, beside: Some(beside) })
+        Ok(Checkpoint { format: format.name, config, weights, sources, beside: Some(beside), changed: Vec::new() })
     }
 
     /// Whether a path looks like a checkpoint, judged by little more than file names.
@@ -114,7 +119,31 @@ impl Checkpoint {
                 bail!("found two weights named `{}`, expected different names", shown(weight.name()));
             }
         }
-        Ok(Checkpoint { format: "memory", config, weights: named, sources: Vec::new(), beside: None })
+        Ok(Checkpoint { format: "memory", config, weights: named, sources: Vec::new(), beside: None, changed: Vec::new() })
+    }
+
+    /// Puts adapters into the weights, one after the other. Nothing is computed before a weight is asked for.
+    ///
+    /// # Errors
+    /// As [`Adapted::new`].
+    pub fn merge(&mut self, adapters: &[Weighted]) -> Result<()> {
+        let adapted = Adapted::new(self, adapters, Mode::Merge)?;
+        let config = adapted.config().clone();
+        let own: Vec<(String, Weight)> = adapted.own().map(|(name, weight)| (name.to_owned(), weight.clone())).collect();
+        for (name, weight) in own {
+            let found = self.weights.remove(&name).and_then(|stored| stored.found);
+            // What was stored as integers is not what the weight is now.
+            let found = found.map(|found| Found { exact: None, weight: weight.clone(), ..found });
+            self.changed.push(name.clone());
+            self.weights.insert(name, Stored { weight, found });
+        }
+        self.config = config;
+        Ok(())
+    }
+
+    /// The names of the weights that adapters changed, in the order in which they did.
+    pub fn changed(&self) -> &[String] {
+        &self.changed
     }
 
     /// The name of the format that it was read from.

@@ -50,6 +50,16 @@ impl Config {
         &self.value
     }
 
+    /// The same with another value of a key.
+    #[must_use]
+    pub fn with(&self, key: &str, value: Value) -> Config {
+        let mut changed = self.clone();
+        if let Value::Object(entries) = &mut changed.value {
+            entries.insert(key.to_owned(), value);
+        }
+        changed
+    }
+
     /// The value of a key, or of `outer.inner` in a nested object; `None` if it is absent or null.
     pub fn get(&self, key: &str) -> Option<&Value> {
         let value = key.split('.').try_fold(&self.value, |value, part| value.get(part))?;

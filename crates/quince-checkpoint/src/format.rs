@@ -46,7 +46,7 @@ pub(crate) struct Contents {
 }
 
 /// A tensor, and how it is stored.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Found {
     pub weight: Weight,
     /// The file that holds it.

@@ -6,6 +6,7 @@
 //!
 //! This crate knows no architecture: which tensors a model needs, and of which shape, is asked from outside.
 
+mod adapter;
 mod blocks;
 mod checkpoint;
 mod config;
@@ -21,6 +22,7 @@ mod safetensors;
 mod suggest;
 mod views;
 
+pub use adapter::{Adapted, Adapter, Mode, Step, Weighted};
 pub use checkpoint::{Checkpoint, Entry};
 pub use config::Config;
 pub use digest::sha256;

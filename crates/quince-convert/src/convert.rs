@@ -6,8 +6,8 @@ use crate::lower::{
 };
 use crate::models::Model;
 use crate::pooling::{Embedding, Pooling};
-use crate::semantic::{Reading, Semantic, has_head, semantic_with};
-use quince_checkpoint::Checkpoint;
+use crate::semantic::{Reading, Semantic, Voice, has_head, semantic_of};
+use quince_checkpoint::{Adapted, Checkpoint};
 use quince_mil::{Error, Program, Result, bail};
 use std::fmt;
 use std::str::FromStr;
@@ -91,31 +91,38 @@ pub struct Converted {
     pub warnings: Vec<String>,
 }
 
+/// What is converted beside the checkpoint itself.
+#[derive(Default)]
+pub struct Adapters<'a> {
+    /// By name: each has functions of its own, called `init_NAME`, `decode_NAME` and so on.
+    pub kept: Vec<(String, Adapted<'a>)>,
+    /// What `encode` is made of instead of the checkpoint, and how it makes vectors.
+    pub encoder: Option<(Adapted<'a>, Embedding)>,
+}
+
 /// Converts a checkpoint. Weights stay lazy: nothing is read but the configuration.
 ///
 /// # Errors
-/// When the model is not supported (see [`semantic`]), or options contradict each other or the model.
+/// When the model is not supported (see [`semantic`](crate::semantic())), or options contradict each other or the model.
 pub fn convert(checkpoint: &Checkpoint, options: &Options) -> Result<Converted> {
+    convert_with(checkpoint, &Adapters::default(), options)
+}
+
+/// Converts a checkpoint, with adapters that are kept apart from it. Functions share the weights that are the same.
+///
+/// # Errors
+/// As [`convert`]; and when an adapter changes what cannot be kept apart.
+pub fn convert_with(checkpoint: &Checkpoint, adapters: &Adapters, options: &Options) -> Result<Converted> {
     let config = checkpoint.config();
     let model = Model::of_config(config)?;
     let target = Target::of_units(options.units)?;
     let names = options.names(has_head(model.read(config)?.as_ref(), config, checkpoint))?;
-    let mut readings = Vec::new();
-    if names.iter().any(|name| *name != FunctionName::Encode) {
-        readings.push(Reading::Logits);
-    }
-    if names.contains(&FunctionName::Encode) {
-        let own = || Embedding::of_checkpoint(checkpoint);
-        readings.push(Reading::Embedding(match options.pooling {
-            Some(pooling) => Embedding { pooling, ..own()? },
-            None => own()?,
-        }));
-    }
-    let semantic = semantic_with(model, config, checkpoint, &readings)?;
+    let (voices, plan) = plan(checkpoint, adapters, options, &names)?;
+    let semantic = semantic_of(model, &voices)?;
     let context = options.context_of(&names, &semantic);
     let settings =
         Settings { precision: options.precision, grouping: options.grouping, kv_cache: options.kv_cache, context };
-    let functions: Vec<FunctionSpec> = names.iter().map(|&name| options.spec(name, &names, context)).collect();
+    let functions: Vec<FunctionSpec> = plan.into_iter().map(|planned| options.spec(planned, context)).collect();
     let program = lower(&semantic, target, &settings, &functions)?;
     let kv_geometry = kv_geometry(&semantic, context)?;
     let mut warnings = options.without_effect(&names);
@@ -128,7 +135,63 @@ pub fn convert(checkpoint: &Checkpoint, options: &Options) -> Result<Converted> 
         let trained = semantic.max_positions;
         warnings.push(format!("the context is {context} tokens, but the model was made for {trained}"));
     }
+    warnings.extend(semantic.unused.iter().map(|name| format!("an adapter changes `{name}`, which no function uses")));
     Ok(Converted { program, semantic, kv_geometry, functions, settings, warnings })
+}
+
+/// A function to be written.
+struct Planned {
+    /// What it is called in the package.
+    called: String,
+    name: FunctionName,
+    voice: usize,
+}
+
+/// Which weights are read how, and the functions that come of it: those of the checkpoint, then those of each adapter.
+fn plan<'a>(
+    checkpoint: &'a Checkpoint,
+    adapters: &'a Adapters,
+    options: &Options,
+    names: &[FunctionName],
+) -> Result<(Vec<Voice<'a>>, Vec<Planned>)> {
+    let with_pooling = |own: Embedding| match options.pooling {
+        Some(pooling) => Embedding { pooling, ..own },
+        None => own,
+    };
+    let is_encode = |name: &FunctionName| *name == FunctionName::Encode;
+    let own: Vec<FunctionName> =
+        names.iter().copied().filter(|name| !(is_encode(name) && adapters.encoder.is_some())).collect();
+    let mut readings = Vec::new();
+    if own.iter().any(|name| !is_encode(name)) {
+        readings.push(Reading::Logits);
+    }
+    if own.iter().any(is_encode) {
+        readings.push(Reading::Embedding(with_pooling(Embedding::of_checkpoint(checkpoint)?)));
+    }
+    let (mut voices, mut planned) = (Vec::new(), Vec::new());
+    if !own.is_empty() {
+        let called = |name: &FunctionName| Planned { called: name.to_string(), name: *name, voice: 0 };
+        planned.extend(own.iter().map(called));
+        let config = checkpoint.config();
+        voices.push(Voice { name: None, config, weights: checkpoint, readings: readings.clone() });
+    }
+    if let (true, Some((adapted, embedding))) = (names.iter().any(is_encode), &adapters.encoder) {
+        let name = FunctionName::Encode;
+        planned.push(Planned { called: name.to_string(), name, voice: voices.len() });
+        let readings = vec![Reading::Embedding(with_pooling(*embedding))];
+        voices.push(Voice { name: Some("llm2vec".to_owned()), config: adapted.config(), weights: adapted, readings });
+    }
+    for (adapter, adapted) in adapters.kept.iter().filter(|_| !own.is_empty()) {
+        let called = |name: &FunctionName| Planned { called: format!("{name}_{adapter}"), name: *name, voice: voices.len() };
+        planned.extend(own.iter().map(called));
+        let (name, config) = (Some(adapter.clone()), adapted.config());
+        voices.push(Voice { name, config, weights: adapted, readings: readings.clone() });
+    }
+    if let [only] = &mut planned[..] {
+        // Core ML requires it.
+        only.called = "main".to_owned();
+    }
+    Ok((voices, planned))
 }
 
 impl Options {
@@ -176,9 +239,8 @@ impl Options {
         }
     }
 
-    /// A function; the only one is stored as `main`, as Core ML requires.
-    fn spec(&self, name: FunctionName, names: &[FunctionName], context: usize) -> FunctionSpec {
-        let kind = match name {
+    fn spec(&self, planned: Planned, context: usize) -> FunctionSpec {
+        let kind = match planned.name {
             FunctionName::Full => FunctionKind::Full(self.length.map_or(Length::Flexible, Length::Fixed)),
             FunctionName::Encode => {
                 let longest = self.context.or(self.length).unwrap_or(ENCODER_CONTEXT).min(context);
@@ -190,8 +252,7 @@ impl Options {
                 FunctionKind::Cached { tokens, logits: self.logits }
             }
         };
-        let name = if names.len() == 1 { "main".to_owned() } else { name.to_string() };
-        FunctionSpec { name, kind }
+        FunctionSpec { name: planned.called, kind, voice: planned.voice }
     }
 }
 

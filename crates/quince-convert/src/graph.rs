@@ -2,13 +2,14 @@
 
 use crate::blocks::Activation;
 use crate::rope::Rope;
-pub use crate::weights::Weights;
+pub use crate::weights::{Changed, Weights};
 use crate::weights::{plus_one, stacked, transposed};
 use quince_checkpoint::Config;
 use quince_mil::{Builder, DType, Dim, Error, Input, Result, Tensor, Var, Weight, bail};
 use serde::Deserialize;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
+mod adapted;
 mod mixture;
 
 pub use mixture::{ExpertWeights, Experts, SoftmaxOver};
@@ -28,6 +29,10 @@ pub struct Graph<'a> {
     /// `attention_mask` [B, S]: 1 for a token, 0 for padding; of functions that take several texts at once.
     mask: Option<Var>,
     used: UsedWeights,
+    /// The weights of the checkpoint that the constant in the making is made of.
+    sources: Vec<String>,
+    /// In which direction tokens look, if not as the model was made.
+    sees: Option<Sees>,
     layers: i32,
 }
 
@@ -35,9 +40,26 @@ pub struct Graph<'a> {
 #[derive(Clone, Default)]
 pub(crate) struct UsedWeights {
     /// By name: a weight asked for twice is the same weight.
-    by_name: BTreeMap<String, Weight>,
+    by_name: BTreeMap<String, Used>,
     /// By identity of the float32 weight: the weight as it is in the checkpoint.
     pub stored: HashMap<usize, Weight>,
+}
+
+/// A weight in float32.
+#[derive(Clone)]
+struct Used {
+    weight: Weight,
+    /// The weights of the checkpoint that it is made of.
+    sources: Vec<String>,
+}
+
+impl UsedWeights {
+    /// Without what is made of any of these weights of the checkpoint.
+    pub fn without(&self, changed: &BTreeSet<String>) -> UsedWeights {
+        let mut others = self.clone();
+        others.by_name.retain(|_, used| !used.sources.iter().any(|source| changed.contains(source)));
+        others
+    }
 }
 
 /// Whether a module has a bias.
@@ -89,6 +111,15 @@ pub enum Sees {
     All,
 }
 
+/// Which tokens a vector is made of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Pooled {
+    /// All that are seen.
+    Seen,
+    /// Those whose mask is 1: a greater number is seen and left out.
+    Ones,
+}
+
 /// How attention differs from the usual: to all earlier tokens, scaled by 1/√D.
 #[derive(Clone, Copy, PartialEq, Debug, Default)]
 pub struct Attention {
@@ -115,7 +146,13 @@ impl<'a> Graph<'a> {
         ids: Var,
         mask: Option<Var>,
     ) -> Graph<'a> {
-        Graph { config, weights, builder, scope: Vec::new(), ids, mask, used, layers: 0 }
+        let (scope, sources) = (Vec::new(), Vec::new());
+        Graph { config, weights, builder, scope, ids, mask, used, sources, sees: None, layers: 0 }
+    }
+
+    /// Makes all tokens of a text see each other, whatever the model says.
+    pub(crate) fn look_both_ways(&mut self) {
+        self.sees = Some(Sees::All);
     }
 
     pub(crate) fn finish(self, outputs: Vec<Var>) -> (quince_mil::Function, UsedWeights) {
@@ -147,7 +184,10 @@ impl<'a> Graph<'a> {
     /// The rows of the table `name` [vocabulary, width] for the token ids: [B, S, width].
     pub fn embedding(&mut self, name: &str, vocabulary: usize, width: usize) -> Result<Var> {
         let (ids, weight) = (self.ids, self.weight(name, "weight", &[vocabulary, width])?);
-        self.op("embedding", name, &[("ids", ids.into()), ("weight", weight.into())])
+        match self.steps(name) {
+            steps if steps.is_empty() => self.op("embedding", name, &[("ids", ids.into()), ("weight", weight.into())]),
+            steps => self.embedding_with(name, weight, &steps),
+        }
     }
 
     /// x [B, S, D] plus the rows of the table `name` [rows, D] for the tokens' positions: row `offset` for the first.
@@ -161,8 +201,10 @@ impl<'a> Graph<'a> {
     /// x [B, S, D] plus one row of the table `name` [rows, D], the same for every token.
     pub fn add_row(&mut self, name: &str, x: Var, rows: usize, row: usize) -> Result<Var> {
         let width = self.width(x)?;
-        let whole = self.stored(&format!("{}.weight", self.full_name(name)), &[rows, width])?;
-        let weight = self.cached(&format!("{}.{row}", self.full_name(name)), &[width], |_| row_of(&whole, row))?;
+        let full = self.full_name(name);
+        let weight = self.cached(&format!("{full}.{row}"), &[width], |g| {
+            row_of(&g.stored(&format!("{full}.weight"), &[rows, width])?, row)
+        })?;
         self.op("add", name, &[("x", x.into()), ("y", weight.into())])
     }
 
@@ -177,8 +219,8 @@ impl<'a> Graph<'a> {
     pub fn linear_transposed(&mut self, name: &str, x: Var, outputs: usize, bias: Bias) -> Result<Var> {
         let width = self.width(x)?;
         let full = format!("{}.weight", self.full_name(name));
-        let stored = self.stored(&full, &[width, outputs])?;
-        let weight = self.cached(&full, &[outputs, width], |_| transposed(&stored))?;
+        let weight =
+            self.cached(&full, &[outputs, width], |g| transposed(&g.stored(&full, &[width, outputs])?))?;
         self.project("linear", name, name, x, weight, outputs, bias)
     }
 
@@ -212,10 +254,19 @@ impl<'a> Graph<'a> {
         outputs: usize,
         bias: Bias,
     ) -> Result<Var> {
-        let mut inputs: Vec<(&str, Input)> = vec![("x", x.into()), ("weight", weight.into())];
-        if bias == Bias::Present {
-            inputs.push(("bias", self.weight(module, "bias", &[outputs])?.into()));
+        let bias = match bias {
+            Bias::Present => Some(self.weight(module, "bias", &[outputs])?),
+            Bias::Absent => None,
+        };
+        match self.steps(module) {
+            steps if steps.is_empty() => self.product(op, name, x, weight, bias),
+            steps => self.product_with(op, name, [x, weight], bias, &steps),
         }
+    }
+
+    fn product(&mut self, op: &str, name: &str, x: Var, weight: Var, bias: Option<Var>) -> Result<Var> {
+        let mut inputs: Vec<(&str, Input)> = vec![("x", x.into()), ("weight", weight.into())];
+        inputs.extend(bias.map(|bias| ("bias", bias.into())));
         self.op(op, name, &inputs)
     }
 
@@ -225,8 +276,7 @@ impl<'a> Graph<'a> {
         let full = format!("{}.weight", self.full_name(name));
         let weight = match norm {
             Norm::RmsPlusOne { .. } => {
-                let stored = self.stored(&full, &[width])?;
-                self.cached(&full, &[width], |_| Ok(plus_one(&stored)))?
+                self.cached(&full, &[width], |g| Ok(plus_one(&g.stored(&full, &[width])?)))?
             }
             Norm::Rms { .. } | Norm::Layer { .. } => self.weight(name, "weight", &[width])?,
         };
@@ -330,7 +380,7 @@ impl<'a> Graph<'a> {
             ("key", key.into()),
             ("value", value.into()),
             ("scale", scale.into()),
-            ("causal", (how.sees == Sees::Earlier).into()),
+            ("causal", (self.sees.unwrap_or(how.sees) == Sees::Earlier).into()),
             ("window", window.unwrap_or(0).into()),
             ("softcap", how.softcap.unwrap_or(0.0).into()),
             ("layer", layer.into()),
@@ -341,9 +391,13 @@ impl<'a> Graph<'a> {
         self.op("attention", "attention", &inputs)
     }
 
-    /// One vector for each text: `mean`, `first` or `last` of the tokens of x [B, S, D].
-    pub(crate) fn pool(&mut self, name: &str, x: Var, mode: &str) -> Result<Var> {
-        let Some(mask) = self.mask else { bail!("found no attention mask, expected one where texts are pooled") };
+    /// One vector for each text: `mean`, `first` or `last` of the tokens of x [B, S, D] that are `pooled`.
+    pub(crate) fn pool(&mut self, name: &str, x: Var, mode: &str, pooled: Pooled) -> Result<Var> {
+        let Some(mut mask) = self.mask else { bail!("found no attention mask, expected one where texts are pooled") };
+        if pooled == Pooled::Ones {
+            let ones = self.op("equal", "text_tokens", &[("x", mask.into()), ("y", 1.into())])?;
+            mask = self.op("cast", "text_mask", &[("x", ones.into()), ("dtype", "int32".into())])?;
+        }
         self.op("pool", name, &[("x", x.into()), ("mask", mask.into()), ("mode", mode.into())])
     }
 
@@ -400,13 +454,15 @@ impl<'a> Graph<'a> {
     /// The constant of what `make` gives, in float32; made once.
     fn cached(&mut self, name: &str, shape: &[usize], make: impl FnOnce(&mut Self) -> Result<Weight>) -> Result<Var> {
         let weight = match self.used.by_name.get(name) {
-            Some(weight) if weight.shape() == shape => weight.clone(),
-            Some(weight) => bail!("weight `{name}` is used as {:?} and as {shape:?}", weight.shape()),
+            Some(used) if used.weight.shape() == shape => used.weight.clone(),
+            Some(used) => bail!("weight `{name}` is used as {:?} and as {shape:?}", used.weight.shape()),
             None => {
+                self.sources.clear();
                 let stored = make(self)?;
                 let weight = stored.cast(DType::F32);
                 self.used.stored.insert(weight.id(), stored);
-                self.used.by_name.insert(name.to_owned(), weight.clone());
+                let used = Used { weight: weight.clone(), sources: std::mem::take(&mut self.sources) };
+                self.used.by_name.insert(name.to_owned(), used);
                 weight
             }
         };
@@ -414,10 +470,10 @@ impl<'a> Graph<'a> {
     }
 
     /// A weight of the checkpoint as it is there.
-    fn stored(&self, name: &str, shape: &[usize]) -> Result<Weight> {
-        let spellings = spellings(name);
-        let found = spellings.iter().find(|spelling| self.weights.has(spelling));
-        let stored = self.weights.weight(found.map_or(name, String::as_str), shape)?;
+    fn stored(&mut self, name: &str, shape: &[usize]) -> Result<Weight> {
+        let spelled = self.spelled(name);
+        let stored = self.weights.weight(&spelled, shape)?;
+        self.sources.push(spelled);
         if !matches!(stored.dtype(), DType::F32 | DType::F16 | DType::BF16 | DType::F64) {
             bail!(
                 "weight `{name}`: found elements of type {}, expected fp32, fp16 or bf16", stored.dtype();
@@ -427,8 +483,13 @@ impl<'a> Graph<'a> {
         Ok(stored)
     }
 
+    /// The name that the checkpoint has for a weight; the usual one if it has none.
+    fn spelled(&self, name: &str) -> String {
+        spellings(name).into_iter().find(|spelling| self.weights.has(spelling)).unwrap_or_else(|| name.to_owned())
+    }
+
     /// Matrices of one shape as one with all their rows.
-    fn stored_stack(&self, name: &str, parts: &[String], shape: &[usize]) -> Result<Weight> {
+    fn stored_stack(&mut self, name: &str, parts: &[String], shape: &[usize]) -> Result<Weight> {
         stacked(name, parts.iter().map(|part| self.stored(part, shape)).collect::<Result<_>>()?)
     }
 }

@@ -31,9 +31,11 @@ mod rope;
 mod semantic;
 mod weights;
 
-pub use convert::{Converted, DEFAULT_CONTEXT, DEFAULT_PREFILL_LENGTH, FunctionName, Options, ShapesKind, convert};
+pub use convert::{
+    Adapters, Converted, DEFAULT_CONTEXT, DEFAULT_PREFILL_LENGTH, FunctionName, Options, ShapesKind, convert, convert_with,
+};
 pub use graph::Graph;
 pub use models::{Architecture, MODELS, Model};
-pub use pooling::{Embedding, Pooling, VectorLength};
+pub use pooling::{Embedding, Instruction, Pooling, VectorLength};
 pub use rope::{Rope, RopeKeys};
-pub use semantic::{Reading, Semantic, semantic, semantic_with};
+pub use semantic::{Reading, Semantic, Voice, semantic, semantic_of, semantic_with};

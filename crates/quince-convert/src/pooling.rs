@@ -1,9 +1,10 @@
 //! From the hidden states of a text to one vector, as the user or the files of sentence-transformers say.
 
-use crate::graph::Graph;
+use crate::graph::{Graph, Pooled};
 use quince_checkpoint::{Checkpoint, Config};
 use quince_mil::{Error, Result, Var, bail};
 use std::fmt;
+use std::path::Path;
 use std::str::FromStr;
 
 /// How one vector is made of the hidden states of a text.
@@ -13,7 +14,23 @@ pub struct Embedding {
     pub pooling: Pooling,
     /// Whether it is divided by its length.
     pub length: VectorLength,
+    /// What becomes of an instruction before the text.
+    pub instruction: Instruction,
 }
+
+/// What becomes of an instruction before the text that an embedding is made of.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Instruction {
+    /// It is a part of the text.
+    InText,
+    /// The text sees it, but no vector is made of it: its tokens are 2 in the mask. All tokens see each other, whatever
+    /// the model was made for. That is LLM2Vec (BehnamGhader et al. 2024, arXiv:2404.05961), whose `embed_mask` marks the
+    /// tokens that are 1 here.
+    SetApart,
+}
+
+/// What LLM2Vec keeps beside its weights.
+const LLM2VEC: &str = "llm2vec_config.json";
 
 /// Which tokens' hidden states an embedding is made of.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -38,12 +55,20 @@ pub enum VectorLength {
 }
 
 impl Embedding {
-    /// What `modules.json` of sentence-transformers says; without it the mean, as sentence-transformers does it.
+    /// The mean of all tokens.
+    pub const MEAN: Embedding =
+        Embedding { pooling: Pooling::Mean, length: VectorLength::Any, instruction: Instruction::InText };
+
+    /// What `modules.json` of sentence-transformers says, or `llm2vec_config.json`; without them the mean, as
+    /// sentence-transformers does it.
     ///
     /// # Errors
     /// When a file cannot be read, or asks for what is not supported.
     pub fn of_checkpoint(checkpoint: &Checkpoint) -> Result<Embedding> {
-        let mut embedding = Embedding { pooling: Pooling::Mean, length: VectorLength::Any };
+        if let (Some(_), Some(directory)) = (checkpoint.file(LLM2VEC), checkpoint.directory()) {
+            return Embedding::of_llm2vec(directory);
+        }
+        let mut embedding = Embedding::MEAN;
         let Some(path) = checkpoint.file("modules.json") else { return Ok(embedding) };
         // The reader of configurations wants an object, and this file is a list.
         let text =
@@ -63,6 +88,30 @@ impl Embedding {
         Ok(embedding)
     }
 
+    /// What `llm2vec_config.json` says in the directory of a model or an adapter; the mean if it is not there.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or asks for what is not supported.
+    pub fn of_llm2vec(directory: &Path) -> Result<Embedding> {
+        let mut embedding = Embedding { instruction: Instruction::SetApart, ..Embedding::MEAN };
+        let path = directory.join(LLM2VEC);
+        if !path.is_file() {
+            return Ok(embedding);
+        }
+        let config = Config::read(&path)?;
+        let mode: Option<String> = config.optional("pooling_mode")?;
+        embedding.pooling = match mode.as_deref() {
+            None | Some("mean") => Pooling::Mean,
+            Some("eos_token" | "last_token") => Pooling::Last,
+            Some("bos_token") => Pooling::Cls,
+            Some(other) => bail!(
+                "{}: key `pooling_mode`: found `{other}`, expected mean, eos_token, last_token or bos_token", path.display();
+                hint: "--pooling none gives the hidden states, to be pooled by who asks for them"
+            ),
+        };
+        Ok(embedding)
+    }
+
     pub(crate) fn write(self, g: &mut Graph, hidden: Var) -> Result<Var> {
         let mode = match self.pooling {
             Pooling::None => return g.named("last_hidden_state", hidden),
@@ -70,10 +119,15 @@ impl Embedding {
             Pooling::Cls => "first",
             Pooling::Last => "last",
         };
+        // The first token, which stands for all, may be one of an instruction.
+        let tokens = match self.instruction {
+            Instruction::SetApart if self.pooling != Pooling::Cls => Pooled::Ones,
+            _ => Pooled::Seen,
+        };
         match self.length {
-            VectorLength::Any => g.pool("embedding", hidden, mode),
+            VectorLength::Any => g.pool("embedding", hidden, mode, tokens),
             VectorLength::One => {
-                let pooled = g.pool("pooled", hidden, mode)?;
+                let pooled = g.pool("pooled", hidden, mode, tokens)?;
                 g.normalized("embedding", pooled)
             }
         }

@@ -2,9 +2,10 @@
 //!
 //! It is what lowerings start from, and it is the reference that they, and the packages made of them, are compared with.
 
-use crate::graph::{Graph, UsedWeights, Weights};
+use crate::graph::{Changed, Graph, UsedWeights, Weights};
 use crate::models::{Described, Model};
-use crate::pooling::Embedding;
+use crate::pooling::{Embedding, Instruction};
+use crate::weights::Watched;
 use quince_checkpoint::{Checkpoint, Config};
 use quince_mil::{
     Arg, Builder, DType, Dim, Error, Flexibility, Function, Opset, Program, Result, TensorType, Value, Weight, bail,
@@ -17,15 +18,28 @@ pub enum Reading {
     /// How likely each token comes next: `input_ids` int32 [1, S] to `logits` float32 [1, S, V].
     Logits,
     /// What several texts mean: `input_ids` and `attention_mask` int32 [B, S] to `embedding` float32 [B, D], or without
-    /// pooling to `last_hidden_state` float32 [B, S, D]. The mask is 1 for a token and 0 for padding.
+    /// pooling to `last_hidden_state` float32 [B, S, D]. The mask is 1 for a token and 0 for padding; where instructions
+    /// are set apart, it is 2 for a token of one.
     Embedding(Embedding),
+}
+
+/// Weights, and what is read with them: those of the checkpoint itself, or those that an adapter makes of them.
+pub struct Voice<'a> {
+    /// What the functions are called after; nothing of the checkpoint itself.
+    pub name: Option<String>,
+    /// The configuration, which an adapter may change in whether head and embedding are one weight.
+    pub config: &'a Config,
+    /// The weights.
+    pub weights: &'a dyn Weights,
+    /// What is read.
+    pub readings: Vec<Reading>,
 }
 
 /// A model as a program of semantic operations, and what a lowering must know beside it.
 #[derive(Clone)]
 pub struct Semantic {
-    /// A function for each reading, S from 1 to `max_positions`. A single one is called `main`; of two, the embedding is
-    /// called `encode`.
+    /// A function for each reading of each voice, S from 1 to `max_positions`. A single one is called `main`; of two, the
+    /// embedding is called `encode`. The voice's name comes after it: `main_french`.
     pub program: Program,
     /// The architecture: an entry of `model_type`'s table.
     pub architecture: &'static str,
@@ -33,8 +47,10 @@ pub struct Semantic {
     pub max_positions: usize,
     /// V, the number of tokens; 0 without logits.
     pub vocab_size: usize,
-    /// What is read, in the order of the functions.
-    pub readings: Vec<Reading>,
+    /// The number of the voice and what is read, in the order of the functions.
+    pub readings: Vec<(usize, Reading)>,
+    /// What adapters changed and no function uses, such as a head where only embeddings are read.
+    pub unused: Vec<String>,
     /// By identity of a float32 weight of the program: the weight as the checkpoint has it.
     stored: HashMap<usize, Weight>,
 }
@@ -59,29 +75,45 @@ pub fn semantic(checkpoint: &Checkpoint) -> Result<Semantic> {
 /// # Errors
 /// As for [`semantic`], and when logits are asked of a model without a head.
 pub fn semantic_with(model: &Model, config: &Config, weights: &dyn Weights, readings: &[Reading]) -> Result<Semantic> {
-    let described = model.read(config)?;
+    semantic_of(model, &[Voice { name: None, config, weights, readings: readings.to_vec() }])
+}
+
+/// The semantic program of several voices, which share the weights that are the same.
+///
+/// # Errors
+/// As for [`semantic_with`], and when the model does not use something that an adapter changed.
+pub fn semantic_of(model: &Model, voices: &[Voice]) -> Result<Semantic> {
+    let Some(first) = voices.first() else { bail!("found no weights to read, expected some") };
+    let described = model.read(first.config)?;
+    let mut semantic = Semantic {
+        program: Program::default(),
+        architecture: model.model_types[0],
+        max_positions: checked_positions(described.as_ref(), first.config)?,
+        vocab_size: described.head().map_or(0, |head| head.vocab_size),
+        readings: Vec::new(),
+        unused: Vec::new(),
+        stored: HashMap::new(),
+    };
+    let mut shared = UsedWeights::default();
+    for (number, voice) in voices.iter().enumerate() {
+        let place = |error: Error| match &voice.name {
+            Some(name) => error.at(format!("adapter `{name}`")),
+            None => error,
+        };
+        let used = semantic.add(model, number, voice, &shared).map_err(place)?;
+        if number == 0 {
+            shared = used;
+        }
+    }
+    Ok(semantic)
+}
+
+fn checked_positions(described: &dyn Described, config: &Config) -> Result<usize> {
     let max_positions = described.max_positions();
     if max_positions == 0 || i32::try_from(max_positions).is_err() {
         bail!("{}: found a context of {max_positions} tokens, expected 1 to 2^31 - 1", config.path().display());
     }
-    let (mut program, mut used) = (Program::default(), UsedWeights::default());
-    for &reading in readings {
-        let name = match reading {
-            Reading::Embedding(_) if readings.len() > 1 => "encode",
-            _ => "main",
-        };
-        let (function, used_now) = function(name, reading, described.as_ref(), config, weights, used)?;
-        program.functions.push(function);
-        used = used_now;
-    }
-    Ok(Semantic {
-        program,
-        architecture: model.model_types[0],
-        max_positions,
-        vocab_size: described.head().map_or(0, |head| head.vocab_size),
-        readings: readings.to_vec(),
-        stored: used.stored,
-    })
+    Ok(max_positions)
 }
 
 /// Whether a checkpoint can give logits: the model has a head, and its weight is there.
@@ -110,6 +142,9 @@ fn function(
         Reading::Embedding(_) => Some(builder.input("attention_mask", ty.into(), Flexibility::Fixed)),
     };
     let mut g = Graph::new(config, weights, used, builder, ids, mask);
+    if let Reading::Embedding(Embedding { instruction: Instruction::SetApart, .. }) = reading {
+        g.look_both_ways();
+    }
     let hidden = described.build(&mut g)?;
     let output = match (reading, described.head()) {
         (Reading::Logits, Some(head)) => g.logits(&head, hidden)?,
@@ -139,14 +174,43 @@ pub(crate) fn lengths(longest: usize) -> Flexibility {
 }
 
 impl Semantic {
+    /// Adds the functions of a voice. Weights that are `shared` with another are the same weights.
+    fn add(&mut self, model: &Model, number: usize, voice: &Voice, shared: &UsedWeights) -> Result<UsedWeights> {
+        let described = model.read(voice.config)?;
+        let Changed { weights: changed, .. } = voice.weights.changed();
+        let (watched, mut used) = (Watched::new(voice.weights), shared.without(&changed));
+        for &reading in &voice.readings {
+            let name = match reading {
+                Reading::Embedding(_) if voice.readings.len() > 1 || voice.name.is_some() => "encode",
+                _ => "main",
+            };
+            let name = voice.name.as_ref().map_or(name.to_owned(), |voice| format!("{name}_{voice}"));
+            let (function, now) = function(&name, reading, described.as_ref(), voice.config, &watched, used)?;
+            self.program.functions.push(function);
+            self.readings.push((number, reading));
+            used = now;
+        }
+        let unused = watched.unused();
+        if let (Some(first), true) = (unused.first(), voice.readings.contains(&Reading::Logits)) {
+            bail!(
+                "found a change of `{first}`{}, which the model does not use in that way, expected changes of what it uses",
+                if unused.len() > 1 { format!(" and {} more weights", unused.len() - 1) } else { String::new() };
+                hint: "adapters of experts, and of heads that are always tied, go into the weights with --adapters merge"
+            );
+        }
+        self.unused.extend(unused);
+        self.stored.extend(used.stored.iter().map(|(id, weight)| (*id, weight.clone())));
+        Ok(used)
+    }
+
     /// The first function.
     pub fn main(&self) -> &Function {
         &self.program.functions[0]
     }
 
-    /// The function that gives logits, or that which gives embeddings.
-    pub(crate) fn function_with(&self, is: impl Fn(&Reading) -> bool) -> Result<&Function> {
-        let place = self.readings.iter().position(is);
+    /// The function of a voice that gives logits, or that which gives embeddings.
+    pub(crate) fn function_with(&self, voice: usize, is: impl Fn(&Reading) -> bool) -> Result<&Function> {
+        let place = self.readings.iter().position(|(number, reading)| *number == voice && is(reading));
         let found = place.and_then(|place| self.program.functions.get(place));
         found.ok_or_else(|| {
             Error::new("the semantic program has no such function, expected one for each that is lowered")

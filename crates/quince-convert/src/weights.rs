@@ -1,7 +1,10 @@
 //! Where the weights of a model come from, and the forms that they are brought into: lazily, a piece at a time.
 
+use quince_checkpoint::Step;
 use quince_mil::{DType, Error, Result, Tensor, Weight, bail};
 use quince_tensor::{Bytes, WeightSource};
+use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
@@ -15,6 +18,85 @@ pub trait Weights {
 
     /// Whether there is a weight of this name.
     fn has(&self, name: &str) -> bool;
+
+    /// What adapters keep apart from the weight of this name, to be applied in order.
+    fn steps(&self, _name: &str) -> Vec<Step> {
+        Vec::new()
+    }
+
+    /// What adapters changed, all of which the model must use.
+    fn changed(&self) -> Changed {
+        Changed::default()
+    }
+}
+
+/// The names of what adapters changed.
+#[derive(Clone, Default, Debug)]
+pub struct Changed {
+    /// Weights that are others.
+    pub weights: BTreeSet<String>,
+    /// Weights that [`Weights::steps`] belong to.
+    pub steps: BTreeSet<String>,
+}
+
+/// Weights, and which of them were asked for.
+pub(crate) struct Watched<'a> {
+    weights: &'a dyn Weights,
+    asked: RefCell<Changed>,
+}
+
+impl<'a> Watched<'a> {
+    pub fn new(weights: &'a dyn Weights) -> Watched<'a> {
+        Watched { weights, asked: RefCell::default() }
+    }
+
+    /// What adapters changed and nobody asked for.
+    pub fn unused(&self) -> Vec<String> {
+        let (changed, asked) = (self.weights.changed(), self.asked.borrow());
+        let weights = changed.weights.difference(&asked.weights);
+        weights.chain(changed.steps.difference(&asked.steps)).cloned().collect()
+    }
+}
+
+impl Weights for Watched<'_> {
+    fn weight(&self, name: &str, shape: &[usize]) -> Result<Weight> {
+        self.asked.borrow_mut().weights.insert(name.to_owned());
+        self.weights.weight(name, shape)
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.weights.has(name)
+    }
+
+    fn steps(&self, name: &str) -> Vec<Step> {
+        self.asked.borrow_mut().steps.insert(name.to_owned());
+        self.weights.steps(name)
+    }
+
+    fn changed(&self) -> Changed {
+        self.weights.changed()
+    }
+}
+
+impl Weights for quince_checkpoint::Adapted<'_> {
+    fn weight(&self, name: &str, shape: &[usize]) -> Result<Weight> {
+        self.weight_with_shape(name, shape)
+    }
+
+    fn has(&self, name: &str) -> bool {
+        quince_checkpoint::Adapted::has(self, name)
+    }
+
+    fn steps(&self, name: &str) -> Vec<Step> {
+        quince_checkpoint::Adapted::steps(self, name).to_vec()
+    }
+
+    fn changed(&self) -> Changed {
+        Changed {
+            weights: self.own().map(|(name, _)| name.to_owned()).collect(),
+            steps: self.stepped().map(str::to_owned).collect(),
+        }
+    }
 }
 
 impl Weights for quince_checkpoint::Checkpoint {
@@ -24,6 +106,10 @@ impl Weights for quince_checkpoint::Checkpoint {
 
     fn has(&self, name: &str) -> bool {
         quince_checkpoint::Checkpoint::has(self, name)
+    }
+
+    fn changed(&self) -> Changed {
+        Changed { weights: quince_checkpoint::Checkpoint::changed(self).iter().cloned().collect(), ..Changed::default() }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::Graph;
 use crate::weights::{every_second, one_after_the_other, transposed};
-use quince_mil::{Error, Input, Result, Var, Weight, bail};
+use quince_mil::{Error, Input, Result, Var, bail};
 
 /// How experts are chosen, mixed and computed.
 #[derive(Clone, Copy, PartialEq, Debug)]
@@ -87,23 +87,26 @@ impl Graph<'_> {
         let Some(double) = inner.checked_mul(2) else { bail!("found an intermediate size of {inner}") };
         let [gate_up, gate_up_bias, down, down_bias] =
             ["gate_up_proj", "gate_up_proj_bias", "down_proj", "down_proj_bias"].map(|name| self.full_name(name));
-        let both = transposed(&self.stored(&gate_up, &[number, width, double])?)?;
-        let biases = self.stored(&gate_up_bias, &[number, double])?;
         let rows = |of: usize| number.saturating_mul(of);
         let mut vars = Vec::new();
-        let halves = [("gate", "gate_bias", "gate_proj", 0), ("up", "up_bias", "up_proj", 1)];
-        for (param, bias_param, name, first) in halves {
-            let mut half = |name: &str, weight: &Weight, shape: &[usize]| {
-                let name = self.full_name(name);
-                self.cached(&name, shape, |_| Ok(every_second(weight, first)?.renamed(&name)))
-            };
-            vars.push((param, half(&format!("{name}.weight"), &both, &[rows(inner), width])?));
-            vars.push((bias_param, half(&format!("{name}.bias"), &biases, &[rows(inner)])?));
+        for (param, bias_param, name, first) in
+            [("gate", "gate_bias", "gate_proj", 0), ("up", "up_bias", "up_proj", 1)]
+        {
+            let full = self.full_name(&format!("{name}.weight"));
+            let weight = self.cached(&full, &[rows(inner), width], |g| {
+                let both = transposed(&g.stored(&gate_up, &[number, width, double])?)?;
+                Ok(every_second(&both, first)?.renamed(&full))
+            })?;
+            let full = self.full_name(&format!("{name}.bias"));
+            let bias = self.cached(&full, &[rows(inner)], |g| {
+                Ok(every_second(&g.stored(&gate_up_bias, &[number, double])?, first)?.renamed(&full))
+            })?;
+            vars.extend([(param, weight), (bias_param, bias)]);
         }
-        let whole = transposed(&self.stored(&down, &[number, inner, width])?)?;
-        vars.push(("down", self.cached(&down, &[rows(width), inner], |_| one_after_the_other(&whole))?));
-        let bias = self.stored(&down_bias, &[number, width])?;
-        vars.push(("down_bias", self.cached(&down_bias, &[rows(width)], |_| bias.reshape(&[rows(width)]))?));
+        let whole = |g: &mut Self| one_after_the_other(&transposed(&g.stored(&down, &[number, inner, width])?)?);
+        vars.push(("down", self.cached(&down, &[rows(width), inner], whole)?));
+        let bias = |g: &mut Self| g.stored(&down_bias, &[number, width])?.reshape(&[rows(width)]);
+        vars.push(("down_bias", self.cached(&down_bias, &[rows(width)], bias)?));
         Ok(vars)
     }
 }

@@ -117,6 +117,8 @@ pub struct FunctionSpec {
     pub name: String,
     /// What it computes.
     pub kind: FunctionKind,
+    /// With which weights: the number of a voice of the semantic program.
+    pub voice: usize,
 }
 
 /// What a function computes.

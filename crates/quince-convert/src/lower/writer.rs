@@ -70,7 +70,7 @@ impl<'a> Writer<'a> {
             }
         };
         let cache = Cache::new(semantic, settings, spec, &mut builder)?;
-        let main = semantic.function_with(|reading| matches!(reading, Reading::Embedding(_)) == encodes)?;
+        let main = semantic.function_with(spec.voice, |reading| matches!(reading, Reading::Embedding(_)) == encodes)?;
         let operations = &main.block.operations;
         let constants =
             operations.iter().filter_map(|o| Some((*o.outputs.first()?, o.constant()?))).collect::<HashMap<_, _>>();

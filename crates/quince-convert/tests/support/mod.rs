@@ -7,7 +7,7 @@ use quince_convert::lower::{
     FunctionKind, FunctionSpec, Grouping, KvCache, Length, LogitsOf, Precision, Settings, Shapes, TARGETS, lower,
 };
 use quince_convert::models::LmHead;
-use quince_convert::{Architecture, Embedding, Model, Pooling, Reading, Rope, Semantic, VectorLength, semantic_with};
+use quince_convert::{Architecture, Embedding, Model, Reading, Rope, Semantic, VectorLength, semantic_with};
 use quince_mil::eval::{self, Tensors};
 use quince_mil::{Program, Result, Tensor, ValueType, Var, Weight};
 use serde::Deserialize;
@@ -72,7 +72,7 @@ impl Architecture for Odd {
 }
 
 /// Normalized means, to have something of every part.
-pub const EMBEDDING: Reading = Reading::Embedding(Embedding { pooling: Pooling::Mean, length: VectorLength::One });
+pub const EMBEDDING: Reading = Reading::Embedding(Embedding { length: VectorLength::One, ..Embedding::MEAN });
 
 /// The semantic program of an architecture's tiny configuration; none if it has no such reading.
 pub fn read(model: &Model, reading: Reading) -> Option<Semantic> {
@@ -99,7 +99,7 @@ pub fn lowered(
     logits: LogitsOf,
     precision: Precision,
 ) -> Program {
-    let spec = |name: &str, kind| FunctionSpec { name: name.to_owned(), kind };
+    let spec = |name: &str, kind| FunctionSpec { name: name.to_owned(), kind, voice: 0 };
     let functions = [
         spec("init", FunctionKind::Cached { tokens: 4, logits }),
         spec("decode", FunctionKind::Cached { tokens: 1, logits: LogitsOf::Last }),
@@ -113,7 +113,7 @@ pub fn lowered(
 pub fn encoder(semantic: &Semantic, grouping: Grouping) -> Program {
     let kind = FunctionKind::Encode(Shapes::Range { texts: (1, 64), tokens: (1, 16) });
     let settings = Settings { precision: Precision::Float32, grouping, kv_cache: KvCache::None, context: 16 };
-    lower(semantic, &TARGETS[0], &settings, &[FunctionSpec { name: "main".to_owned(), kind }]).unwrap()
+    lower(semantic, &TARGETS[0], &settings, &[FunctionSpec { name: "main".to_owned(), kind, voice: 0 }]).unwrap()
 }
 
 /// What the only function makes of texts that are padded to `length` tokens.
