@@ -5,6 +5,8 @@ use std::fmt;
 /// A part of a transformer.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum Component {
+    /// Adapters that are kept apart from the weights that they change, whatever those belong to.
+    Adapter,
     /// The table of token embeddings, and learned positions. A tied embedding is this, not [`Component::LmHead`].
     Embed,
     /// Projections to query, key and value, and out of attention.
@@ -20,8 +22,9 @@ pub enum Component {
 }
 
 /// Parts with the words that stand for them in a name; the first row that matches a word of the name counts, so that
-/// `self_attn.q_norm` is a norm.
+/// `self_attn.q_norm` is a norm and `q_proj.lora_A` an adapter.
 const TABLE: &[(Component, &str, &[&str])] = &[
+    (Component::Adapter, "adapter", &["lora_a", "lora_b", "lora_gain"]),
     (Component::Norm, "norm", &["norm", "ln_", "layernorm"]),
     (Component::LmHead, "lm_head", &["lm_head", "embed_out"]),
     (Component::Embed, "embed", &["embed", "wte", "wpe"]),

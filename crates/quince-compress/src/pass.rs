@@ -117,6 +117,11 @@ impl Pass<'_> {
             return Ok(None);
         };
         let named = matches!(rule.selector, Selector::Name(_));
+        if rule.selector == Selector::Default && Component::of(name) == Component::Adapter {
+            self.left
+                .insert("adapters".into(), "small beside the weights; a rule for `adapter` compresses them".into());
+            return Ok(None);
+        }
         if weight.len() < self.config.weight_threshold && !named {
             let reason = format!("{} elements are fewer than {}", weight.len(), self.config.weight_threshold);
             self.left.insert(name.to_owned(), reason);

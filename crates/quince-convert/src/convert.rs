@@ -182,7 +182,8 @@ fn plan<'a>(
         voices.push(Voice { name: Some("llm2vec".to_owned()), config: adapted.config(), weights: adapted, readings });
     }
     for (adapter, adapted) in adapters.kept.iter().filter(|_| !own.is_empty()) {
-        let called = |name: &FunctionName| Planned { called: format!("{name}_{adapter}"), name: *name, voice: voices.len() };
+        let called =
+            |name: &FunctionName| Planned { called: format!("{name}_{adapter}"), name: *name, voice: voices.len() };
         planned.extend(own.iter().map(called));
         let (name, config) = (Some(adapter.clone()), adapted.config());
         voices.push(Voice { name, config, weights: adapted, readings: readings.clone() });

@@ -43,6 +43,9 @@ pub(crate) struct UsedWeights {
     by_name: BTreeMap<String, Used>,
     /// By identity of the float32 weight: the weight as it is in the checkpoint.
     pub stored: HashMap<usize, Weight>,
+    /// By identity of a weight of the checkpoint: the same in float32. A weight of two names, such as a head that only an
+    /// adapter tells from the embedding, is one weight.
+    wide: HashMap<usize, Weight>,
 }
 
 /// A weight in float32.
@@ -459,7 +462,7 @@ impl<'a> Graph<'a> {
             None => {
                 self.sources.clear();
                 let stored = make(self)?;
-                let weight = stored.cast(DType::F32);
+                let weight = self.used.wide.entry(stored.id()).or_insert_with(|| stored.cast(DType::F32)).clone();
                 self.used.stored.insert(weight.id(), stored);
                 let used = Used { weight: weight.clone(), sources: std::mem::take(&mut self.sources) };
                 self.used.by_name.insert(name.to_owned(), used);

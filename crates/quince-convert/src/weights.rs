@@ -109,7 +109,10 @@ impl Weights for quince_checkpoint::Checkpoint {
     }
 
     fn changed(&self) -> Changed {
-        Changed { weights: quince_checkpoint::Checkpoint::changed(self).iter().cloned().collect(), ..Changed::default() }
+        Changed {
+            weights: quince_checkpoint::Checkpoint::changed(self).iter().cloned().collect(),
+            ..Changed::default()
+        }
     }
 }
 
@@ -179,14 +182,21 @@ pub(crate) fn plus_one(weight: &Weight) -> Weight {
     mapped(&weight.cast(DType::F32), weight.shape().to_vec(), true, plus_one)
 }
 
-/// Matrices of one shape and type as one with all their rows.
+/// Matrices of one shape as one with all their rows; in float32 if they are of several types, as where an adapter is in
+/// some of them.
 ///
 /// # Errors
-/// When there is none, or they differ.
-pub(crate) fn stacked(name: &str, weights: Vec<Weight>) -> Result<Weight> {
-    let Some(first) = weights.first().cloned() else { bail!("weight `{name}`: found no part, expected at least one") };
-    if let Some(other) = weights.iter().find(|w| w.dtype() != first.dtype() || w.shape() != first.shape()) {
-        bail!("weight `{}`: found {other:?}, expected {} as `{}`", other.name(), first.dtype(), first.name());
+/// When there is none, or they differ in shape.
+pub(crate) fn stacked(name: &str, mut weights: Vec<Weight>) -> Result<Weight> {
+    let Some(dtype) = weights.first().map(Weight::dtype) else {
+        bail!("weight `{name}`: found no part, expected at least one")
+    };
+    if weights.iter().any(|weight| weight.dtype() != dtype) {
+        weights = weights.iter().map(|weight| weight.cast(DType::F32)).collect();
+    }
+    let first = weights[0].clone();
+    if let Some(other) = weights.iter().find(|weight| weight.shape() != first.shape()) {
+        bail!("weight `{}`: found {other:?}, expected {:?} as `{}`", other.name(), first.shape(), first.name());
     }
     let &[rows, ref rest @ ..] = first.shape() else { bail!("weight `{name}`: found numbers, expected matrices") };
     let shape = [&[weights.len().saturating_mul(rows)], rest].concat();

@@ -65,6 +65,9 @@ pub struct Manifest {
     pub licence: Option<String>,
     /// Where it came from.
     pub source: Source,
+    /// The adapters in it, in the order in which they were applied.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub adapters: Vec<AdapterEntry>,
     /// The functions of the package by name.
     pub functions: BTreeMap<String, FunctionShape>,
     /// What carries keys and values from call to call; none if nothing does.
@@ -83,6 +86,31 @@ pub struct Source {
     pub format: String,
     /// The files that configuration and weights were read from; the path is the file's name.
     pub files: Vec<FileEntry>,
+}
+
+/// An adapter in a package.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+pub struct AdapterEntry {
+    /// Its name, by which `--adapter` chooses one that is kept.
+    pub name: String,
+    /// Whether it is in the weights or beside them.
+    pub how: AdapterUse,
+    /// How much of it: 1 for all.
+    pub weight: f64,
+    /// The functions that it changes.
+    pub functions: Vec<String>,
+    /// The files that it was read from; the path is the file's name.
+    pub files: Vec<FileEntry>,
+}
+
+/// Where an adapter is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AdapterUse {
+    /// In the weights.
+    Merged,
+    /// Beside the weights, in functions of its own.
+    Kept,
 }
 
 /// A file with its size and digest.
@@ -326,6 +354,7 @@ mod tests {
             architecture: "llama".into(),
             licence: None,
             source: Source { format: "safetensors".into(), files: Vec::new() },
+            adapters: Vec::new(),
             functions: BTreeMap::new(),
             cache: None,
             compression: BTreeMap::new(),

@@ -38,14 +38,14 @@ pub use bench::{
     Share, Spread, bench, bench_embed, peak_resident_bytes,
 };
 pub use bundle::{
-    Bundle, COMPANIONS, CacheLayout, Feature, FileEntry, FunctionShape, MANIFEST, Manifest, PACKAGE, Source, VALIDATION,
+    AdapterEntry, AdapterUse, Bundle, COMPANIONS, CacheLayout, Feature, FileEntry, FunctionShape, MANIFEST, Manifest, PACKAGE, Source, VALIDATION,
 };
 pub use chat_template::{ChatRequest, ChatTemplate, Message};
 pub use detokenize::TextStream;
 pub use diff::{Blame, CallDiff, Compared, Diff, Input};
 pub use embed::{BatchShapes, Embedder, Embeddings, Pooling, SentenceModules};
 pub use generate::{ContextFull, Event, FinishReason, GenerateOptions, Generation, LanguageModel, Session, Timings};
-pub use model::{Decoder, Route};
+pub use model::{Decoder, Route, adapters};
 pub use perplexity::{TextPerplexity, Windows, perplexity};
 pub use python::Moment;
 pub use reference::{Continuation, Propose, Reference};

@@ -12,6 +12,7 @@
 //! trace, and forgetting tokens is free. A program without a cache computes every token anew for each one; it is exact
 //! and slow, and is what references are.
 
+mod adapters;
 mod functions;
 mod host_cache;
 mod io_cache;
@@ -23,6 +24,7 @@ use quince_engine::{Engine, State, Tensors};
 use quince_tensor::{Error, Result, Tensor, bail, f16};
 
 use crate::generate::LanguageModel;
+pub use adapters::adapters;
 use functions::{Cached, CachedFunctions, Full, Functions, INPUT_IDS, POSITION, Rows};
 pub(crate) use host_cache::HostCache;
 use io_cache::IoCache;
@@ -62,7 +64,16 @@ impl Decoder {
     /// # Errors
     /// When there is no such function, or memory has no room for the cache.
     pub fn new(engine: Arc<Engine>) -> Result<Decoder> {
-        let functions = Functions::find(engine.program())?;
+        Decoder::with_adapter(engine, None)
+    }
+
+    /// The same with the functions of an adapter that the program keeps apart: those called `decode_NAME` and so on.
+    /// Decoders of different adapters share an engine, and with it the weights.
+    ///
+    /// # Errors
+    /// As [`Decoder::new`]; and when there is no such adapter.
+    pub fn with_adapter(engine: Arc<Engine>, adapter: Option<&str>) -> Result<Decoder> {
+        let functions = Functions::find(engine.program(), adapter)?;
         let cache = IoCache::new(functions.cached.as_ref().map_or(&[], |cached| &cached.decode.io))?;
         let state = engine.new_state()?;
         let machine = Machine { engine, state, cache };

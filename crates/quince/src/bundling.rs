@@ -8,7 +8,7 @@ use crate::stored;
 use crate::units;
 use quince_checkpoint::{Checkpoint, sha256};
 use quince_mlpackage::{Package, Written};
-use quince_runtime::{COMPANIONS, CacheLayout, FileEntry, MANIFEST, Manifest, PACKAGE, Source, VALIDATION, Validation};
+use quince_runtime::{AdapterEntry, COMPANIONS, CacheLayout, FileEntry, MANIFEST, Manifest, PACKAGE, Source, VALIDATION, Validation};
 use quince_tensor::Error;
 use std::collections::BTreeMap;
 use std::fs;
@@ -31,6 +31,8 @@ pub struct Draft {
     pub licence: Option<String>,
     /// Where it came from.
     pub source: Source,
+    /// The adapters in it.
+    pub adapters: Vec<AdapterEntry>,
     /// The layout of its KV cache.
     pub cache: Option<CacheLayout>,
     /// Files that go into the bundle as they are.
@@ -46,17 +48,14 @@ impl Draft {
     /// When a file of it cannot be read.
     pub fn of_checkpoint(checkpoint: &Checkpoint, architecture: &str, cache: Option<CacheLayout>) -> Result<Draft> {
         let directory = checkpoint.directory();
-        let files = checkpoint.sources().iter().map(|path| {
-            interrupt::check()?;
-            entry(path, path.file_name().map_or(String::new(), |name| name.to_string_lossy().into_owned()))
-        });
-        let source = Source { format: checkpoint.format().to_string(), files: files.collect::<Result<_>>()? };
+        let source = Source { format: checkpoint.format().to_string(), files: sources(checkpoint.sources())? };
         Ok(Draft {
             name: checkpoint.name(),
             version: "1.0.0".to_string(),
             architecture: architecture.to_string(),
             licence: directory.and_then(licence),
             source,
+            adapters: Vec::new(),
             cache,
             companions: directory.map(companions).unwrap_or_default(),
             made: checkpoint.made_files()?,
@@ -71,6 +70,7 @@ impl Draft {
             architecture: manifest.architecture.clone(),
             licence: manifest.licence.clone(),
             source: manifest.source.clone(),
+            adapters: manifest.adapters.clone(),
             cache: manifest.cache.clone(),
             companions: companions(directory),
             made: BTreeMap::new(),
@@ -137,6 +137,7 @@ pub fn write_bundle(
         licence: draft.licence,
         source: draft.source,
         functions: package.program.functions.iter().map(|f| (f.name.clone(), stored::interface(f))).collect(),
+        adapters: draft.adapters,
         cache: draft.cache,
         compression: parts.into_iter().map(|(name, part)| (name.to_string(), form(part))).collect(),
         files: Vec::new(),
@@ -188,6 +189,18 @@ fn list(directory: &Path, prefix: &str, files: &mut Vec<FileEntry>) -> Result<()
         }
     }
     Ok(())
+}
+
+/// Files that something was made from, by their names alone.
+///
+/// # Errors
+/// When one cannot be read.
+pub fn sources(files: &[PathBuf]) -> Result<Vec<FileEntry>> {
+    let source = |path: &PathBuf| {
+        interrupt::check()?;
+        entry(path, path.file_name().map_or(String::new(), |name| name.to_string_lossy().into_owned()))
+    };
+    files.iter().map(source).collect()
 }
 
 fn entry(file: &Path, path: String) -> Result<FileEntry> {

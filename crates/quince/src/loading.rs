@@ -1,6 +1,6 @@
 //! Models to run: a bundle or a package as it was shipped, or a checkpoint converted in memory.
 
-use crate::failure::Result;
+use crate::failure::{Failure, Result};
 use quince_checkpoint::Checkpoint;
 use quince_convert::lower::Precision;
 use quince_convert::{Options as Conversion, convert, semantic};
@@ -27,15 +27,22 @@ pub enum Purpose {
     Score,
 }
 
-/// Loads a bundle, a package or a checkpoint.
+/// Loads a bundle, a package or a checkpoint; of a package, the functions of an adapter if one is named.
 ///
 /// # Errors
-/// When it is none of them, or cannot be run.
-pub fn load(path: &Path, purpose: Purpose, options: Options) -> Result<Model> {
+/// When it is none of them, cannot be run, or has no such adapter.
+pub fn load(path: &Path, purpose: Purpose, adapter: Option<&str>, options: Options) -> Result<Model> {
     if Bundle::recognizes(path) || !(path.join("config.json").is_file() || Checkpoint::recognizes(path)) {
         let bundle = Bundle::open(path)?;
-        let decoder = decoder(bundle.read_package()?.program, options).map_err(|e| e.at(path.display()))?;
+        let engine = Arc::new(Engine::load(bundle.read_package()?.program, options).map_err(|e| e.at(path.display()))?);
+        let decoder = Decoder::with_adapter(engine, adapter).map_err(|e| e.at(path.display()))?;
         return Ok(Model { decoder, tokenizer: tokenizer(bundle.directory())? });
+    }
+    if let Some(adapter) = adapter {
+        return Err(Failure::usage_hint(
+            format!("--adapter {adapter}: found a checkpoint, expected a package that keeps adapters apart"),
+            "`quince convert MODEL -o BUNDLE --lora-checkpoint DIR --adapters keep` makes one",
+        ));
     }
     let checkpoint = Checkpoint::open(path)?;
     let program = match purpose {

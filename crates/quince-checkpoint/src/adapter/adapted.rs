@@ -1,8 +1,8 @@
 //! A checkpoint with a stack of adapters: merged into its weights, or kept apart from them.
 
+use super::Weighted;
 use super::fit::{Fitted, FittedProduct, Shapes};
 use super::merge::{Change, Gains, Step, plus, towards};
-use super::Weighted;
 use crate::checkpoint::Checkpoint;
 use crate::config::Config;
 use crate::suggest::shown;

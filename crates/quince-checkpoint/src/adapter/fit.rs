@@ -82,7 +82,9 @@ impl Adapter {
         let delta = Delta::new(product, shape, self.config.rank(&place.module)?, square)?;
         match (&product.magnitude, self.config.dora) {
             (Some(_), false) => bail!("found lora_magnitude_vector, but adapter_config.json does not say `use_dora`"),
-            (None, true) => bail!("found no lora_magnitude_vector, expected one because adapter_config.json says `use_dora`"),
+            (None, true) => {
+                bail!("found no lora_magnitude_vector, expected one because adapter_config.json says `use_dora`")
+            }
             _ => {}
         }
         if product.magnitude.is_some() && matches!(delta.form(), Form::Experts | Form::ExpertsTransposed) {
@@ -91,7 +93,9 @@ impl Adapter {
         let bias = match &product.bias {
             None => None,
             Some(bias) => match naming.of(&format!("{}.bias", place.module), shapes) {
-                Some(name) if shapes.get(&name).is_some_and(|shape| shape == bias.shape()) => Some((name, bias.clone())),
+                Some(name) if shapes.get(&name).is_some_and(|shape| shape == bias.shape()) => {
+                    Some((name, bias.clone()))
+                }
                 _ => bail!(
                     "found a bias {:?} of lora_B (lora_bias), expected none, because the module has no bias of that shape",
                     bias.shape()

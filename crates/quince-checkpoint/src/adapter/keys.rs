@@ -175,7 +175,8 @@ mod tests {
         let weight = |name: &str| Weight::from_tensor(name, Tensor::vector(vec![1f32]));
         let error = Tensors::sort(vec![weight("q.lora_A.x.weight"), weight("q.lora_A.y.weight")]).unwrap_err();
         assert!(error.to_string().contains("`q.lora_A.y.weight`: found a second tensor for one part"), "{error}");
-        let error = Tensors::sort(vec![Weight::from_tensor("q.lora_A.weight", Tensor::vector(vec![1i32]))]).unwrap_err();
+        let error =
+            Tensors::sort(vec![Weight::from_tensor("q.lora_A.weight", Tensor::vector(vec![1i32]))]).unwrap_err();
         assert!(error.to_string().contains("found elements of type int32, expected fp32"), "{error}");
     }
 }

@@ -1,6 +1,6 @@
 //! GPT-2: learned positions, query, key and value in one module, weights stored as [inputs, outputs].
 
-use super::{Architecture, LmHead};
+use super::{Architecture, LmHead, Tied};
 use crate::blocks::{Activation, Heads, PreNorm, pre_norm};
 use crate::graph::{Attention, Bias, Graph, Norm};
 use quince_mil::{Result, Var};
@@ -19,6 +19,7 @@ pub struct Gpt2 {
     activation_function: Option<Activation>,
     scale_attn_weights: Option<bool>,
     scale_attn_by_inverse_layer_idx: Option<bool>,
+    tie_word_embeddings: Option<bool>,
 }
 
 const NAMES: PreNorm = PreNorm { first: "ln_1", attention: "attn", second: "ln_2" };
@@ -42,7 +43,8 @@ impl Architecture for Gpt2 {
     }
 
     fn head(&self) -> Option<LmHead> {
-        Some(LmHead::of("transformer.wte", self.vocab_size))
+        let tied = self.tie_word_embeddings.map_or(Tied::Tied, Tied::from);
+        Some(LmHead::tied_to("transformer.wte", self.vocab_size, tied))
     }
 
     fn max_positions(&self) -> usize {

@@ -1,6 +1,6 @@
 //! GPT-Neo and TinyStories: learned positions, scores that are not scaled, windows in some layers.
 
-use super::{Architecture, LmHead};
+use super::{Architecture, LmHead, Tied};
 use crate::blocks::{Activation, Heads, PreNorm, Windows, plain_mlp, pre_norm};
 use crate::graph::{Attention, Bias, Graph, Norm};
 use quince_mil::{Result, Var};
@@ -18,6 +18,7 @@ pub struct GptNeo {
     layer_norm_epsilon: f32,
     activation_function: Option<Activation>,
     window_size: Option<usize>,
+    tie_word_embeddings: Option<bool>,
     /// Runs of layers: types in turn, and how often they are repeated.
     attention_types: Option<Vec<(Vec<String>, usize)>>,
 }
@@ -45,7 +46,8 @@ impl Architecture for GptNeo {
     }
 
     fn head(&self) -> Option<LmHead> {
-        Some(LmHead::of("transformer.wte", self.vocab_size))
+        let tied = self.tie_word_embeddings.map_or(Tied::Tied, Tied::from);
+        Some(LmHead::tied_to("transformer.wte", self.vocab_size, tied))
     }
 
     fn max_positions(&self) -> usize {

@@ -105,8 +105,13 @@ impl From<bool> for Tied {
 impl LmHead {
     /// `model.embed_tokens` if tied, else `lm_head`, without a bias.
     pub fn usual(vocab_size: usize, tied: Tied) -> LmHead {
+        LmHead::tied_to("model.embed_tokens", vocab_size, tied)
+    }
+
+    /// The embedding `table` if tied, else `lm_head`, without a bias.
+    pub fn tied_to(table: &'static str, vocab_size: usize, tied: Tied) -> LmHead {
         let module = match tied {
-            Tied::Tied => "model.embed_tokens",
+            Tied::Tied => table,
             Tied::Untied => "lm_head",
         };
         LmHead::of(module, vocab_size)

@@ -112,10 +112,10 @@ enum Kind {
 }
 
 impl Functions {
-    /// Looks through a program.
-    pub fn find(program: &Program) -> Result<Functions> {
+    /// Looks through a program, for the functions of an adapter or those without any.
+    pub fn find(program: &Program, adapter: Option<&str>) -> Result<Functions> {
         let (mut cached, mut full) = (Vec::new(), None);
-        for function in &program.functions {
+        for function in super::adapters::functions(program, adapter)? {
             match kind(function) {
                 Some(Kind::Cached(function)) => cached.push(function),
                 Some(Kind::Full(found)) => full = full.or(Some(found)),

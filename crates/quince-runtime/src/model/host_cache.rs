@@ -22,7 +22,7 @@ impl HostCache {
     /// # Errors
     /// When memory has no room for it.
     pub fn of(program: &Program) -> Result<Option<HostCache>> {
-        let Some(cached) = Functions::find(program).ok().and_then(|functions| functions.cached) else {
+        let Some(cached) = Functions::find(program, None).ok().and_then(|functions| functions.cached) else {
             return Ok(None);
         };
         let (context, features) = (cached.context, cached.decode.io);

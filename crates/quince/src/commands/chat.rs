@@ -4,6 +4,7 @@ use crate::console::Console;
 use crate::failure::Result;
 use crate::interrupt;
 use crate::loading::{self, Model, Purpose};
+use crate::options::adapter::AdapterArg;
 use crate::options::engine::EngineArgs;
 use crate::options::sampling::SamplingArgs;
 use quince_engine::Precision;
@@ -18,7 +19,8 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-const HELP: &str = "/reset forgets the conversation, /quit or Ctrl-D ends it, Ctrl-C cuts an answer";
+const HELP: &str = "/reset forgets the conversation, /adapter NAME goes on with an adapter of the package and /adapter \
+                    without it, /quit or Ctrl-D ends it, Ctrl-C cuts an answer";
 
 /// Talk to a model in the terminal
 ///
@@ -38,13 +40,15 @@ pub struct Args {
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
+    adapter: AdapterArg,
+    #[command(flatten)]
     engine: EngineArgs,
 }
 
 /// Talks until there is nothing more to read.
 pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
     let options = args.engine.options(console, Precision::Default);
-    let Model { decoder, tokenizer } = loading::load(&args.model, Purpose::Continue, options)?;
+    let Model { decoder, tokenizer } = loading::load(&args.model, Purpose::Continue, args.adapter.name(), options)?;
     let Some(tokenizer) = tokenizer else {
         return Err(Error::new("found no tokenizer.json, expected one beside the model").at(args.model.display()).into());
     };
@@ -63,6 +67,10 @@ pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
             "/quit" | "/exit" => break,
             "/help" => console.note(HELP),
             "/reset" => conversation.reset(),
+            command if command == "/adapter" || command.starts_with("/adapter ") => {
+                let name = command.trim_start_matches("/adapter").trim();
+                conversation.adapt(Some(name).filter(|name| !name.is_empty()), console);
+            }
             command if command.starts_with('/') => console.note(&format!("found {command}: {HELP}")),
             message => conversation.answer(message, console)?,
         }
@@ -88,6 +96,14 @@ impl<'a> Conversation<'a> {
 
     fn reset(&mut self) {
         self.messages = self.beginning.clone();
+    }
+
+    /// Goes on with another adapter. What was said is read again by it; the weights stay loaded.
+    fn adapt(&mut self, adapter: Option<&str>, console: &Console) {
+        match Decoder::with_adapter(self.session.model().engine().clone(), adapter) {
+            Ok(decoder) => self.session = Session::new(decoder),
+            Err(error) => console.note(&error.to_string()),
+        }
     }
 
     fn prompt(&self) -> Result<Vec<u32>> {

@@ -1,9 +1,11 @@
 //! `quince convert`: from a checkpoint to a bundle.
 
+mod adapters;
 mod compiled;
 mod keep;
 mod report;
 
+use self::adapters::AdapterArgs;
 use crate::bundling::{self, Draft};
 use crate::console::Console;
 use crate::failure::{Failure, Result};
@@ -17,7 +19,7 @@ use clap::builder::RangedU64ValueParser;
 use quince_checkpoint::Checkpoint;
 use quince_compress::compress;
 use quince_convert::lower::{FunctionKind, KvCache, LogitsOf, Precision, Target};
-use quince_convert::{Converted, FunctionName, Options, Pooling, ShapesKind, convert};
+use quince_convert::{Converted, FunctionName, Options, Pooling, ShapesKind, convert_with};
 use quince_mil::Program;
 use quince_mlpackage::{Package, is_compiled};
 use quince_runtime::{Bundle, CacheLayout, Suite, Validation};
@@ -46,6 +48,13 @@ Examples:
       6, 4 and 8 bits for parts of the model
   quince convert MODEL -o encoder.bundle --pooling cls --shapes enumerated
       an encoder: embeddings of the first token, of some shapes only
+  quince convert MODEL -o out.bundle --lora-checkpoint french --lora-checkpoint poems=0.5
+      with an adapter and half of another in the weights
+  quince convert MODEL -o out.bundle --lora-checkpoint french --lora-checkpoint poems --adapters keep
+      functions init and decode, init_french and decode_french, init_poems and decode_poems, and
+      one set of weights: `quince chat out.bundle --adapter french`
+  quince convert MODEL -o out.bundle --llm2vec-checkpoint mntp --llm2vec-checkpoint supervised
+      a decoder that makes embeddings too, by LLM2Vec
   quince convert MODEL -o out.mlpackage --functions full --compute-precision float32
       one function without a cache, exact
   quince convert App.app/model.mlmodelc -o model.mlpackage
@@ -95,6 +104,8 @@ pub struct Args {
     #[arg(long, value_name = "SYSTEM", default_value = "iOS18")]
     minimum_deployment_target: DeploymentTarget,
     #[command(flatten)]
+    adapters: AdapterArgs,
+    #[command(flatten)]
     compression: CompressionArgs,
     /// Keep the integers of a quantized checkpoint (GGUF, MLX) where Core ML can express them: in blocks, for GPU and CPU
     #[arg(long, help_heading = "Compression")]
@@ -138,7 +149,7 @@ enum PrecisionArg {
 impl Args {
     fn options(&self) -> Options {
         Options {
-            functions: self.functions.clone(),
+            functions: self.functions(),
             context: self.context,
             prefill_length: self.prefill_length,
             length: self.length,
@@ -169,6 +180,13 @@ impl Args {
     }
 }
 
+impl Args {
+    /// The functions that are asked for; none where the model decides.
+    fn functions(&self) -> Vec<FunctionName> {
+        if self.functions.is_empty() { self.adapters.default_functions() } else { self.functions.clone() }
+    }
+}
+
 /// Numbers of tokens: a conversion takes no more.
 fn tokens() -> RangedU64ValueParser<usize> {
     RangedU64ValueParser::new().range(1..=1 << 24)
@@ -186,9 +204,12 @@ pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
     // Asked here only to name the option: the conversion would refuse it too.
     Target::of_units(args.compute_units.into()).map_err(|e| Failure::Usage(e.at("--compute-units")))?;
     args.check()?;
-    let checkpoint = Checkpoint::open(&args.model)?;
+    let original = Checkpoint::open(&args.model)?;
+    let opened = args.adapters.open(&args.functions())?;
+    let mut checkpoint = original.clone();
+    let adapters = opened.apply(&original, &mut checkpoint)?;
     console.detail(&format!("{}: {}, {} tensors", args.model.display(), checkpoint.format(), checkpoint.tensors().count()));
-    let mut converted = convert(&checkpoint, &args.options())?;
+    let mut converted = convert_with(&checkpoint, &adapters, &args.options())?;
     let mut warnings = std::mem::take(&mut converted.warnings);
     // A tokenizer that cannot be read is found now, not by who runs the bundle.
     if !is_package(&args.output) && loading::tokenizer_of(&checkpoint)?.is_none() {
@@ -208,6 +229,7 @@ pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
     warnings.iter().for_each(|warning| console.note(&format!("warning: {warning}")));
     let mut report = Report::new(&args.output, &checkpoint, &converted, compressed.as_ref(), warnings);
     report.kept(kept);
+    report.adapted(opened.reported(&converted.functions));
     let mut package = Package::new(std::mem::take(&mut converted.program));
     describe(&mut package, &converted);
     let validation = match is_package(&args.output) {
@@ -218,7 +240,8 @@ pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
         false => {
             let staged = Output::create(&args.output, existing)?;
             let cache = cache_layout(&converted, &package.program);
-            let draft = Draft::of_checkpoint(&checkpoint, converted.semantic.architecture, cache)?;
+            let mut draft = Draft::of_checkpoint(&checkpoint, converted.semantic.architecture, cache)?;
+            draft.adapters = opened.entries(&converted.functions)?;
             let (written, mut manifest) = bundling::write_bundle(&package, draft, &staged.path(), console)?;
             report.wrote(written);
             let validation = validation(args, &checkpoint, &staged.path(), console)?;

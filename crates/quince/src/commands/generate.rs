@@ -4,6 +4,7 @@ use crate::console::Console;
 use crate::failure::{Failure, Result};
 use crate::interrupt;
 use crate::loading::{self, Purpose};
+use crate::options::adapter::AdapterArg;
 use crate::options::engine::EngineArgs;
 use crate::options::sampling::SamplingArgs;
 use quince_engine::Precision;
@@ -48,6 +49,8 @@ pub struct Args {
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
+    adapter: AdapterArg,
+    #[command(flatten)]
     engine: EngineArgs,
     /// Print JSON when the answer is whole
     #[arg(long)]
@@ -70,7 +73,7 @@ struct Answer<'a> {
 /// Generates, and prints the answer as it is made.
 pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
     let options = args.sampling.options()?;
-    let model = loading::load(&args.model, Purpose::Continue, args.engine.options(console, Precision::Default))?;
+    let model = loading::load(&args.model, Purpose::Continue, args.adapter.name(), args.engine.options(console, Precision::Default))?;
     let generation = match &model.tokenizer {
         Some(tokenizer) => answer(args, console, model.decoder, tokenizer, &options)?,
         None if args.prompt.is_some() => {

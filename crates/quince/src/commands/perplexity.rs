@@ -3,6 +3,7 @@
 use crate::console::{Console, Counted};
 use crate::failure::{Result, refused};
 use crate::loading::{self, Purpose};
+use crate::options::adapter::AdapterArg;
 use crate::options::engine::EngineArgs;
 use quince_engine::Precision;
 use quince_runtime::{SpecialTokens, Windows, perplexity};
@@ -30,6 +31,8 @@ pub struct Args {
     #[arg(long, value_name = "N")]
     length: Option<usize>,
     #[command(flatten)]
+    adapter: AdapterArg,
+    #[command(flatten)]
     engine: EngineArgs,
     /// Print JSON
     #[arg(long)]
@@ -39,7 +42,7 @@ pub struct Args {
 /// Measures it.
 pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
     let text = std::fs::read_to_string(&args.text).map_err(|e| refused("read the text", &args.text, &e))?;
-    let mut model = loading::load(&args.model, Purpose::Score, args.engine.options(console, Precision::Default))?;
+    let mut model = loading::load(&args.model, Purpose::Score, args.adapter.name(), args.engine.options(console, Precision::Default))?;
     let Some(tokenizer) = &model.tokenizer else {
         return Err(Error::new("found no tokenizer.json, expected one beside the model").at(args.model.display()).into());
     };

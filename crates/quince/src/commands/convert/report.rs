@@ -1,5 +1,6 @@
 //! What became of a model: a table for people, JSON for machines.
 
+use super::adapters::Reported;
 use super::keep::Kept;
 use crate::console::table;
 use crate::stored;
@@ -35,6 +36,8 @@ pub struct Report {
     compression: Option<Compression>,
     #[serde(skip_serializing_if = "Option::is_none")]
     kept: Option<Kept>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    adapters: Vec<Reported>,
     warnings: Vec<String>,
     seconds: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -150,6 +153,7 @@ impl Report {
             components: components.collect(),
             compression: compressed.map(Compression::of),
             kept: None,
+            adapters: Vec::new(),
             warnings,
             seconds: 0.0,
             validation: None,
@@ -159,6 +163,11 @@ impl Report {
     /// What quantized weights were kept.
     pub fn kept(&mut self, kept: Option<Kept>) {
         self.kept = kept;
+    }
+
+    /// What became of adapters.
+    pub fn adapted(&mut self, adapters: Vec<Reported>) {
+        self.adapters = adapters;
     }
 
     /// What the package takes.
@@ -211,6 +220,7 @@ impl Report {
             units::bytes(self.weight_bytes),
             self.seconds
         );
+        text.extend(self.adapters.iter().map(Reported::text));
         if let Some(found) = &self.validation {
             text += "\n";
             text += &validating::text(found);
