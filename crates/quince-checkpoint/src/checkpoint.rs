@@ -119,7 +119,14 @@ impl Checkpoint {
                 bail!("found two weights named `{}`, expected different names", shown(weight.name()));
             }
         }
-        Ok(Checkpoint { format: "memory", config, weights: named, sources: Vec::new(), beside: None, changed: Vec::new() })
+        Ok(Checkpoint {
+            format: "memory",
+            config,
+            weights: named,
+            sources: Vec::new(),
+            beside: None,
+            changed: Vec::new(),
+        })
     }
 
     /// Puts adapters into the weights, one after the other. Nothing is computed before a weight is asked for.
@@ -129,7 +136,8 @@ impl Checkpoint {
     pub fn merge(&mut self, adapters: &[Weighted]) -> Result<()> {
         let adapted = Adapted::new(self, adapters, Mode::Merge)?;
         let config = adapted.config().clone();
-        let own: Vec<(String, Weight)> = adapted.own().map(|(name, weight)| (name.to_owned(), weight.clone())).collect();
+        let own: Vec<(String, Weight)> =
+            adapted.own().map(|(name, weight)| (name.to_owned(), weight.clone())).collect();
         for (name, weight) in own {
             let found = self.weights.remove(&name).and_then(|stored| stored.found);
             // What was stored as integers is not what the weight is now.

@@ -222,8 +222,7 @@ impl<'a> Graph<'a> {
     pub fn linear_transposed(&mut self, name: &str, x: Var, outputs: usize, bias: Bias) -> Result<Var> {
         let width = self.width(x)?;
         let full = format!("{}.weight", self.full_name(name));
-        let weight =
-            self.cached(&full, &[outputs, width], |g| transposed(&g.stored(&full, &[width, outputs])?))?;
+        let weight = self.cached(&full, &[outputs, width], |g| transposed(&g.stored(&full, &[width, outputs])?))?;
         self.project("linear", name, name, x, weight, outputs, bias)
     }
 
@@ -278,9 +277,7 @@ impl<'a> Graph<'a> {
         let width = self.width(x)?;
         let full = format!("{}.weight", self.full_name(name));
         let weight = match norm {
-            Norm::RmsPlusOne { .. } => {
-                self.cached(&full, &[width], |g| Ok(plus_one(&g.stored(&full, &[width])?)))?
-            }
+            Norm::RmsPlusOne { .. } => self.cached(&full, &[width], |g| Ok(plus_one(&g.stored(&full, &[width])?)))?,
             Norm::Rms { .. } | Norm::Layer { .. } => self.weight(name, "weight", &[width])?,
         };
         match norm {

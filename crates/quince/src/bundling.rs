@@ -8,7 +8,9 @@ use crate::stored;
 use crate::units;
 use quince_checkpoint::{Checkpoint, sha256};
 use quince_mlpackage::{Package, Written};
-use quince_runtime::{AdapterEntry, COMPANIONS, CacheLayout, FileEntry, MANIFEST, Manifest, PACKAGE, Source, VALIDATION, Validation};
+use quince_runtime::{
+    AdapterEntry, COMPANIONS, CacheLayout, FileEntry, MANIFEST, Manifest, PACKAGE, Source, VALIDATION, Validation,
+};
 use quince_tensor::Error;
 use std::collections::BTreeMap;
 use std::fs;

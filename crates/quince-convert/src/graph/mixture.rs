@@ -89,8 +89,7 @@ impl Graph<'_> {
             ["gate_up_proj", "gate_up_proj_bias", "down_proj", "down_proj_bias"].map(|name| self.full_name(name));
         let rows = |of: usize| number.saturating_mul(of);
         let mut vars = Vec::new();
-        for (param, bias_param, name, first) in
-            [("gate", "gate_bias", "gate_proj", 0), ("up", "up_bias", "up_proj", 1)]
+        for (param, bias_param, name, first) in [("gate", "gate_bias", "gate_proj", 0), ("up", "up_bias", "up_proj", 1)]
         {
             let full = self.full_name(&format!("{name}.weight"));
             let weight = self.cached(&full, &[rows(inner), width], |g| {

@@ -50,7 +50,9 @@ pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
     let options = args.engine.options(console, Precision::Default);
     let Model { decoder, tokenizer } = loading::load(&args.model, Purpose::Continue, args.adapter.name(), options)?;
     let Some(tokenizer) = tokenizer else {
-        return Err(Error::new("found no tokenizer.json, expected one beside the model").at(args.model.display()).into());
+        return Err(Error::new("found no tokenizer.json, expected one beside the model")
+            .at(args.model.display())
+            .into());
     };
     if tokenizer.chat_template().is_none() {
         console.note("this model has no chat template: each message is continued as plain text");

@@ -208,7 +208,12 @@ pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
     let opened = args.adapters.open(&args.functions())?;
     let mut checkpoint = original.clone();
     let adapters = opened.apply(&original, &mut checkpoint)?;
-    console.detail(&format!("{}: {}, {} tensors", args.model.display(), checkpoint.format(), checkpoint.tensors().count()));
+    console.detail(&format!(
+        "{}: {}, {} tensors",
+        args.model.display(),
+        checkpoint.format(),
+        checkpoint.tensors().count()
+    ));
     let mut converted = convert_with(&checkpoint, &adapters, &args.options())?;
     let mut warnings = std::mem::take(&mut converted.warnings);
     // A tokenizer that cannot be read is found now, not by who runs the bundle.
@@ -254,7 +259,11 @@ pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
     };
     report.took(start.elapsed());
     report.validated(validation);
-    if args.json { console.json(&report)? } else { console.print(&report.text())? }
+    if args.json {
+        console.json(&report)?
+    } else {
+        console.print(&report.text())?
+    }
     Ok(ExitCode::from(report.exit_status()))
 }
 
@@ -273,12 +282,7 @@ impl Args {
 }
 
 /// The validation of what was written, if it was asked for.
-fn validation(
-    args: &Args,
-    checkpoint: &Checkpoint,
-    written: &Path,
-    console: &Console,
-) -> Result<Option<Validation>> {
+fn validation(args: &Args, checkpoint: &Checkpoint, written: &Path, console: &Console) -> Result<Option<Validation>> {
     if !args.validate {
         return Ok(None);
     }
