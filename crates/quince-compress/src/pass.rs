@@ -13,7 +13,7 @@
 
 use crate::scheme::{Lowered, Target};
 use crate::{Axes, Component, OptimizationConfig, Scheme, Selector};
-use quince_mil::{Defs, Error, Function, Opset, Program, Result, Var, Weight, bail};
+use quince_mil::{Arg, Defs, Error, Function, Operation, Opset, Program, Result, Value, Var, Weight, bail};
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 /// What the rules did.
@@ -23,6 +23,8 @@ pub struct Report {
     pub rules: Vec<RuleReport>,
     /// The weights that were left as they are although a rule wanted them compressed, with the reason.
     pub left: Vec<(String, String)>,
+    /// The opset of functions that had one without compressed weights.
+    pub raised: Option<Opset>,
 }
 
 /// What a rule touched. Weights that functions share count once.
@@ -45,6 +47,9 @@ pub struct RuleReport {
 /// Compresses the weights of every function. Weights are what `linear`, `conv`, `matmul` and their like multiply with,
 /// and tables of embeddings.
 ///
+/// Functions of opset CoreML5, which has no compressed weights, are raised to CoreML6: it has all operations of the older
+/// one. Newer opsets have some in other forms, so that nothing is raised to them.
+///
 /// # Errors
 /// When a rule touches nothing, or a function's opset is older than the operations that schemes need.
 pub fn compress(program: &mut Program, config: &OptimizationConfig) -> Result<Report> {
@@ -61,12 +66,34 @@ pub fn compress(program: &mut Program, config: &OptimizationConfig) -> Result<Re
         });
     }
     for function in &mut program.functions {
+        if function.opset < Opset::CoreML6 {
+            function.opset = Opset::CoreML6;
+            write_defaults(&mut function.block.operations);
+            pass.report.raised = Some(function.opset);
+        }
         let schemes = config.rules.iter().filter_map(|rule| rule.scheme);
         let place = |scheme, e: Error| e.at(format!("function `{}`, {scheme}", function.name));
         schemes.into_iter().try_for_each(|s| s.check(function.opset).map_err(|e| place(s, e)))?;
         pass.function(function)?;
     }
     pass.finish()
+}
+
+/// Writes the parameters that operations have from CoreML6 on, with the values that leave them what they were.
+fn write_defaults(operations: &mut [Operation]) {
+    for operation in operations {
+        let defaults = match operation.op_name() {
+            "gather" | "gather_nd" => vec![("batch_dims", Value::from(0))],
+            "topk" => vec![("sort", true.into()), ("return_indices", true.into())],
+            _ => Vec::new(),
+        };
+        for (param, value) in defaults {
+            if operation.args(param).is_empty() {
+                operation.inputs.push((param.to_owned(), vec![Arg::Value(value)]));
+            }
+        }
+        operation.blocks.iter_mut().for_each(|block| write_defaults(&mut block.operations));
+    }
 }
 
 struct Pass<'a> {
@@ -218,7 +245,7 @@ mod tests {
     use super::*;
     use crate::test_weights::weight;
     use crate::{Nbits, Palette};
-    use quince_mil::{Arg, Builder, DType, Flexibility, Operation, Tensor, ValueType, eval, verify};
+    use quince_mil::{Builder, DType, Flexibility, Tensor, ValueType, eval, verify};
 
     /// Two functions that multiply with the same two weights, one of which has 64 rows and one 3.
     fn program() -> Program {

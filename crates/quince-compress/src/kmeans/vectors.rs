@@ -24,7 +24,7 @@ const SAMPLE: usize = 32;
 const RESTARTS: u64 = 3;
 const CANDIDATES: usize = 4;
 /// The most rounds of Lloyd's algorithm on a sample and on everything, and the least gain that is worth another.
-const SAMPLE_ROUNDS: usize = 12;
+const SAMPLE_ROUNDS: usize = 5;
 const ROUNDS: usize = 30;
 const GAIN: f64 = 1e-4;
 

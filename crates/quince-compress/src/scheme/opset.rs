@@ -2,15 +2,11 @@
 
 use quince_mil::{Opset, Result, bail};
 
-/// Refuses opsets without compressed weights, and those before CoreML8 when something is asked for that came with it.
+/// Refuses opsets before CoreML8 when something is asked for that came with it. Those before CoreML6, without compressed
+/// weights, are raised before anybody asks.
 pub(super) fn check(found: Opset, newer: Option<&str>) -> Result<()> {
     match newer {
         _ if found >= Opset::CoreML8 => Ok(()),
-        _ if found < Opset::CoreML6 => bail!(
-            "found opset {found}, which has no compressed weights, expected CoreML6 or later";
-            hint: "target iOS 16 or macOS 13 for one table for each weight, int8 and sparse weights, iOS 18 or macOS 15 \
-                   for all schemes"
-        ),
         None => Ok(()),
         Some(what) => bail!(
             "found opset {found}, expected CoreML8 or later for {what}";

@@ -173,8 +173,21 @@ fn older_systems_get_their_form_or_the_names_of_what_they_have() {
     // A palette of uniform entries and five of k-means, three ways to be sparse, 8 bits in three modes, two types and two
     // granularities.
     assert_eq!(supported, 1 + 5 + 3 + 12);
-    let oldest = schemes().into_iter().filter(|(scheme, _)| scheme.check(Opset::CoreML5).is_ok()).count();
-    assert_eq!(oldest, 0);
+}
+
+#[test]
+fn what_has_no_compressed_weights_is_raised_to_what_has() {
+    let mut b = Builder::new(Function::new("main", Opset::CoreML5));
+    let ids = b.input("ids", ValueType::tensor(DType::I32, &[3]), Flexibility::Fixed);
+    let table = b.weight(&weight(&[64, 48], DType::F32, 1).renamed("embed_tokens"));
+    let x = b.op("gather", "g", &[("x", table.into()), ("indices", ids.into()), ("axis", 0.into())]).unwrap();
+    let mut program = Program { functions: vec![b.finish(vec![x])], ..Program::default() };
+    let report = compress(&mut program, &config(Palette::kmeans(Nbits::new(4).unwrap(), None).into())).unwrap();
+    let function = &program.functions[0];
+    assert_eq!((report.raised, function.opset), (Some(Opset::CoreML6), Opset::CoreML6));
+    // What the older form of the operation does not have is written as coremltools writes it.
+    assert!(function.block.operations.iter().any(|operation| operation.args("batch_dims").len() == 1));
+    verify::program(&program).unwrap();
 }
 
 #[test]

@@ -54,6 +54,9 @@ pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
     compression::warnings(&config).iter().for_each(|warning| console.note(&format!("warning: {warning}")));
     let report = compress(&mut package.program, &config)
         .map_err(|e| e.at(args.package.display()).hint("weights that are compressed already stay as they are"))?;
+    if report.raised.is_some() {
+        console.note("warning: the package now needs iOS 16 or macOS 13: systems before have no compressed weights");
+    }
     match bundle.manifest() {
         None => drop(bundling::write_package(&package, &args.output, console)?),
         Some(manifest) => {
