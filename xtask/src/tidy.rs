@@ -23,7 +23,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("quince-convert", &["quince-mil", "quince-checkpoint"]),
     ("quince-engine", &["quince-mil"]),
     ("quince-runtime", &["quince-engine", "quince-mlpackage"]),
-    ("quince", &["quince-runtime", "quince-convert", "quince-compress"]),
+    ("quince-calibrate", &["quince-runtime", "quince-compress"]),
+    ("quince", &["quince-calibrate", "quince-convert"]),
 ];
 
 /// What breaks a rule.

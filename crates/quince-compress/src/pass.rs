@@ -12,9 +12,10 @@
 //! Nothing is computed here: the new weights are when they are written, one at a time.
 
 use crate::scheme::{Lowered, Target};
-use crate::{Axes, Component, OptimizationConfig, Scheme, Selector};
+use crate::{Axes, Component, Guide, OptimizationConfig, Scheme, Selector};
 use quince_mil::{Arg, Defs, Error, Function, Operation, Opset, Program, Result, Value, Var, Weight, bail};
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
 
 /// What the rules did.
 #[derive(Clone, Debug, Default)]
@@ -36,6 +37,8 @@ pub struct RuleReport {
     pub scheme: Option<Scheme>,
     /// How many weights.
     pub weights: usize,
+    /// How many of them were chosen by what they are multiplied with.
+    pub calibrated: usize,
     /// Their elements.
     pub parameters: usize,
     /// Their bytes before.
@@ -53,13 +56,32 @@ pub struct RuleReport {
 /// # Errors
 /// When a rule touches nothing, or a function's opset is older than the operations that schemes need.
 pub fn compress(program: &mut Program, config: &OptimizationConfig) -> Result<Report> {
-    let mut pass =
-        Pass { config, report: Report::default(), done: HashMap::new(), kept: HashSet::new(), left: BTreeMap::new() };
+    compress_guided(program, config, None)
+}
+
+/// [`compress`], where schemes that can make use of what is known of a weight's inputs do.
+///
+/// # Errors
+/// As [`compress`].
+pub fn compress_guided(
+    program: &mut Program,
+    config: &OptimizationConfig,
+    guide: Option<Arc<dyn Guide>>,
+) -> Result<Report> {
+    let mut pass = Pass {
+        config,
+        guide,
+        report: Report::default(),
+        done: HashMap::new(),
+        kept: HashSet::new(),
+        left: BTreeMap::new(),
+    };
     for rule in &config.rules {
         pass.report.rules.push(RuleReport {
             selector: rule.selector.clone(),
             scheme: rule.scheme,
             weights: 0,
+            calibrated: 0,
             parameters: 0,
             bytes_before: 0,
             bytes_after: 0,
@@ -98,6 +120,7 @@ fn write_defaults(operations: &mut [Operation]) {
 
 struct Pass<'a> {
     config: &'a OptimizationConfig,
+    guide: Option<Arc<dyn Guide>>,
     report: Report,
     /// By identity and opset: what became of a weight, which lives on in it.
     done: HashMap<(usize, Opset), Lowered>,
@@ -158,8 +181,11 @@ impl Pass<'_> {
             self.left.insert(name.to_owned(), "a table that is not called an embedding".into());
             return Ok(None);
         }
-        match scheme.lower(weight, &Target { axes: found.axes, opset }) {
+        let guide = self.guide.clone().filter(|guide| !found.table && guide.knows(weight.name()));
+        let calibrated = usize::from(guide.is_some() && scheme.is_guided());
+        match scheme.lower(weight, &Target { axes: found.axes, opset, guide, tied: found.tied }) {
             Ok(lowered) => {
+                self.report.rules[number].calibrated += calibrated;
                 self.count(number, weight, lowered.byte_len());
                 self.done.insert((weight.id(), opset), lowered.clone());
                 Ok(Some(lowered))
@@ -199,14 +225,16 @@ impl Pass<'_> {
 }
 
 /// How a constant is used.
-struct Use {
-    axes: Axes,
+pub(crate) struct Use {
+    pub axes: Axes,
     /// Rows are looked up in it.
-    table: bool,
+    pub table: bool,
+    /// It is also multiplied with, if rows are looked up in it.
+    pub tied: bool,
 }
 
 /// How a constant is used, if all that use it use it as a weight along the same axes.
-fn find_use(function: &Function, defs: &Defs, var: Var) -> Option<Use> {
+pub(crate) fn find_use(function: &Function, defs: &Defs, var: Var) -> Option<Use> {
     let rank = function.ty(var).as_tensor()?.shape.len();
     if rank < 2 || defs.is_output(var) {
         return None;
@@ -233,8 +261,8 @@ fn find_use(function: &Function, defs: &Defs, var: Var) -> Option<Use> {
         found = match found {
             // A table that is also multiplied with is a tied embedding.
             Some(Use { axes: other, .. }) if other != axes => return None,
-            Some(other) => Some(Use { axes, table: other.table && table }),
-            None => Some(Use { axes, table }),
+            Some(other) => Some(Use { axes, table: other.table && table, tied: other.tied || other.table != table }),
+            None => Some(Use { axes, table, tied: false }),
         };
     }
     found

@@ -19,9 +19,10 @@ pub use sparse_linear::SparseLinear;
 pub use sparse_palette::SparsePalette;
 pub use vector_palette::VectorPalette;
 
-use crate::Nbits;
+use crate::{Guide, Nbits};
 use quince_mil::{Opset, Result, Weight};
 use std::fmt;
+use std::sync::Arc;
 
 /// What the table has of each scheme.
 trait Method: fmt::Display {
@@ -33,6 +34,11 @@ trait Method: fmt::Display {
 
     /// Refuses opsets that cannot express the scheme, whatever the weight.
     fn check(&self, opset: Opset) -> Result<()>;
+
+    /// Whether what is known of a weight's inputs changes what it becomes.
+    fn is_guided(&self) -> bool {
+        false
+    }
 
     /// The operations that give the weight back. Their arguments are computed when they are asked for; that the weight's
     /// shape goes with the scheme is found out here.
@@ -82,12 +88,16 @@ pub struct Axes {
 }
 
 /// What a weight is compressed for.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Target {
     /// How its channels lie.
     pub axes: Axes,
     /// The operations that there are.
     pub opset: Opset,
+    /// Who knows what the weight is multiplied with.
+    pub guide: Option<Arc<dyn Guide>>,
+    /// Whether rows are also looked up in it.
+    pub tied: bool,
 }
 
 impl Scheme {
@@ -99,6 +109,11 @@ impl Scheme {
     /// The same scheme with indices of another width; `None` for schemes without a palette.
     pub fn with_nbits(self, nbits: Nbits) -> Option<Scheme> {
         self.method().with_nbits(nbits)
+    }
+
+    /// Whether what is known of a weight's inputs changes what it becomes.
+    pub(crate) fn is_guided(self) -> bool {
+        self.method().is_guided()
     }
 
     /// Refuses opsets that cannot express the scheme, whatever the weight.

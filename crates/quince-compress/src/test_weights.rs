@@ -32,3 +32,8 @@ pub(crate) fn group_of(element: usize, shape: &[usize], groups: &[usize]) -> usi
 pub(crate) fn with_threads<T: Send>(threads: usize, run: impl FnOnce() -> T + Send) -> T {
     rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(run)
 }
+
+/// Reproducible float32 values like those of [`weight`].
+pub(crate) fn values(len: usize, seed: u64) -> Vec<f32> {
+    weight(&[len], DType::F32, seed).load().unwrap().to_f32().unwrap()
+}

@@ -20,7 +20,7 @@ mod io_cache;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use quince_engine::{Engine, State, Tensors};
+use quince_engine::{Engine, Observer, State, Tensors};
 use quince_tensor::{Error, Result, Tensor, bail, f16};
 
 use crate::generate::LanguageModel;
@@ -42,6 +42,15 @@ pub struct Decoder {
     tokens: Vec<u32>,
     logits: Vec<f32>,
 }
+
+/// An observer of several functions.
+pub trait Watch: Observer {
+    /// The values to come are those of a call of this function.
+    fn enter(&mut self, function: &str);
+}
+
+/// Who looks at a call, if anybody does.
+type Watcher<'a> = Option<&'a mut dyn Watch>;
 
 /// Which functions compute.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -129,10 +138,32 @@ impl Decoder {
         }
     }
 
+    /// Computes a text from an empty cache and shows an observer all values, no token more than the text has. The cache
+    /// is empty afterwards.
+    ///
+    /// # Errors
+    /// As for [`Decoder::score`], and those of the observer.
+    pub fn observe(&mut self, tokens: &[u32], watch: &mut dyn Watch) -> Result<()> {
+        self.tokens.clear();
+        self.check_room(tokens, *self.routes().first().unwrap_or(&Route::Full))?;
+        if let Some(full) = &self.functions.full {
+            return self.machine.full(full, tokens, 1, Some(watch)).map(drop);
+        }
+        let cached = self.functions.cached()?;
+        let mut position = 0;
+        while position < tokens.len() {
+            let rest = tokens.len() - position;
+            let call = cached.prefill.as_ref().filter(|prefill| prefill.tokens <= rest).unwrap_or(&cached.decode);
+            self.machine.call(call, &tokens[position..position + call.tokens], position, Some(watch))?;
+            position += call.tokens;
+        }
+        Ok(())
+    }
+
     fn score_full(&mut self, tokens: &[u32], on_row: &mut dyn FnMut(usize, &[f32]) -> Result<()>) -> Result<()> {
         self.check_room(tokens, Route::Full)?;
         let full = self.functions.full()?;
-        let logits = self.machine.full(full, tokens, 1)?;
+        let logits = self.machine.full(full, tokens, 1, None)?;
         for i in 0..tokens.len() {
             copy_row(&logits, i, self.functions.vocab_size, &mut self.logits)?;
             on_row(i, &self.logits)?;
@@ -148,7 +179,7 @@ impl Decoder {
             // The last chunk is padded; where that would pass the context, it begins earlier.
             let begin = start.min(cached.context - call.tokens);
             let end = (start + call.tokens).min(tokens.len());
-            let logits = self.machine.call(call, &tokens[begin..end], begin)?;
+            let logits = self.machine.call(call, &tokens[begin..end], begin, None)?;
             for i in start..end {
                 copy_row(&logits, i - begin, self.functions.vocab_size, &mut self.logits)?;
                 on_row(i, &self.logits)?;
@@ -182,14 +213,14 @@ impl Decoder {
             (Step::Padded, Some(prefill)) => (prefill, 0),
             _ => (&cached.decode, end - 1),
         };
-        let mut logits = self.machine.call(call, &self.tokens[start..end], start)?;
+        let mut logits = self.machine.call(call, &self.tokens[start..end], start, None)?;
         let mut row = match call.rows {
             Rows::Last => 0,
             Rows::All => end - start - 1,
         };
         if matches!((step, call.rows), (Step::Padded, Rows::Last)) {
             // The only logits are those of padding.
-            logits = self.machine.call(&cached.decode, &self.tokens[end - 1..], end - 1)?;
+            logits = self.machine.call(&cached.decode, &self.tokens[end - 1..], end - 1, None)?;
             row = 0;
         }
         copy_row(&logits, row, self.functions.vocab_size, &mut self.logits)
@@ -200,7 +231,7 @@ impl Decoder {
         let full = self.functions.full()?;
         let position = self.tokens.len();
         self.tokens.extend_from_slice(new);
-        let logits = self.machine.full(full, &self.tokens, LENGTH_STEP);
+        let logits = self.machine.full(full, &self.tokens, LENGTH_STEP, None);
         let last = self.tokens.len() - 1;
         let result = logits.and_then(|l| copy_row(&l, last, self.functions.vocab_size, &mut self.logits));
         if result.is_err() {
@@ -307,22 +338,32 @@ struct Machine {
 
 impl Machine {
     /// The logits of a call with a cache. `tokens` begin at `position`, and are padded to the length of a call.
-    fn call(&mut self, function: &Cached, tokens: &[u32], position: usize) -> Result<Tensor> {
+    fn call(&mut self, function: &Cached, tokens: &[u32], position: usize, watch: Watcher) -> Result<Tensor> {
         let mut inputs = Tensors::new();
         inputs.insert(INPUT_IDS.to_owned(), ids(tokens, function.tokens)?);
         inputs.insert(POSITION.to_owned(), Tensor::vector(vec![int(position)?]));
         self.cache.enter(&mut inputs)?;
-        let mut outputs = self.engine.predict(&function.name, &inputs, &mut self.state)?;
+        let mut outputs = self.run(&function.name, &inputs, watch)?;
         self.cache.extend(&mut outputs, position)?;
         outputs.remove(&function.logits).ok_or_else(|| no_logits(&function.name))
     }
 
     /// The logits of a call without a cache, padded to a length that the function takes.
-    fn full(&mut self, function: &Full, tokens: &[u32], step: usize) -> Result<Tensor> {
+    fn full(&mut self, function: &Full, tokens: &[u32], step: usize, watch: Watcher) -> Result<Tensor> {
         let length = function.lengths.holding(tokens.len(), step).unwrap_or(tokens.len());
         let inputs = Tensors::from([(INPUT_IDS.to_owned(), ids(tokens, length)?)]);
-        let mut outputs = self.engine.predict(&function.name, &inputs, &mut self.state)?;
+        let mut outputs = self.run(&function.name, &inputs, watch)?;
         outputs.remove(&function.logits).ok_or_else(|| no_logits(&function.name))
+    }
+
+    fn run(&mut self, function: &str, inputs: &Tensors, watch: Watcher) -> Result<Tensors> {
+        match watch {
+            None => self.engine.predict(function, inputs, &mut self.state),
+            Some(watch) => {
+                watch.enter(function);
+                self.engine.observe(function, inputs, &mut self.state, watch)
+            }
+        }
     }
 }
 

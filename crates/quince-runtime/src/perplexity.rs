@@ -5,7 +5,7 @@ use serde::Serialize;
 
 use crate::metrics::Perplexity;
 use crate::model::{Decoder, Route};
-use crate::tokenizer::{SpecialTokens, Tokenizer};
+use crate::tokenizer::Tokenizer;
 
 /// The longest window if none is asked for.
 const DEFAULT_LENGTH: usize = 512;
@@ -38,7 +38,7 @@ impl Windows {
             bail!("windows: found a length of {length} tokens, expected 2 to {longest}, the model's context");
         }
         let begin = match tokenizer {
-            Some(tokenizer) => begin_of_text(tokenizer)?,
+            Some(tokenizer) => tokenizer.begin_of_text()?,
             None => None,
         };
         Ok(Windows { length, begin })
@@ -53,13 +53,6 @@ impl Windows {
             false => tokens.chunks_exact(fresh).map(window).collect(),
         }
     }
-}
-
-/// The token that encoding puts before a text, if it puts one.
-fn begin_of_text(tokenizer: &Tokenizer) -> Result<Option<u32>> {
-    let with = tokenizer.encode("a", SpecialTokens::Include)?;
-    let without = tokenizer.encode("a", SpecialTokens::Omit)?;
-    Ok(with.first().copied().filter(|first| with.len() > without.len() && without.first() != Some(first)))
 }
 
 /// The perplexity of a text, in JSON as the command gives it.

@@ -102,6 +102,16 @@ impl Tokenizer {
         Ok(encoding.map_err(|error| Error::new(format!("tokenizer: {error}")))?.get_ids().to_vec())
     }
 
+    /// The token that encoding puts before a text, if it puts one.
+    ///
+    /// # Errors
+    /// As [`Tokenizer::encode`].
+    pub fn begin_of_text(&self) -> Result<Option<u32>> {
+        let with = self.encode("a", SpecialTokens::Include)?;
+        let without = self.encode("a", SpecialTokens::Omit)?;
+        Ok(with.first().copied().filter(|first| with.len() > without.len() && without.first() != Some(first)))
+    }
+
     /// The ids of a text with the special tokens around it, cut to at most `longest` ids from the end of the text: the
     /// special tokens stay, as transformers' `truncation=True` has it.
     ///

@@ -27,12 +27,17 @@ pub enum Purpose {
     Score,
 }
 
+/// Whether a path is a checkpoint, and not a bundle or a package.
+pub fn is_checkpoint(path: &Path) -> bool {
+    !Bundle::recognizes(path) && (path.join("config.json").is_file() || Checkpoint::recognizes(path))
+}
+
 /// Loads a bundle, a package or a checkpoint; of a package, the functions of an adapter if one is named.
 ///
 /// # Errors
 /// When it is none of them, cannot be run, or has no such adapter.
 pub fn load(path: &Path, purpose: Purpose, adapter: Option<&str>, options: Options) -> Result<Model> {
-    if Bundle::recognizes(path) || !(path.join("config.json").is_file() || Checkpoint::recognizes(path)) {
+    if !is_checkpoint(path) {
         let bundle = Bundle::open(path)?;
         let engine = Arc::new(Engine::load(bundle.read_package()?.program, options).map_err(|e| e.at(path.display()))?);
         let decoder = Decoder::with_adapter(engine, adapter).map_err(|e| e.at(path.display()))?;

@@ -66,3 +66,8 @@ pub fn vacant(destination: &Path, existing: Existing) -> Result<()> {
     }
     Ok(())
 }
+
+/// The directory that a destination is in, where there is room for files on the way to it.
+pub fn directory(destination: &Path) -> &Path {
+    destination.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}

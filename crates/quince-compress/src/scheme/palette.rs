@@ -7,6 +7,7 @@
 //! channel's own k-means (`group_size: Some(1)`), which is never worse than a scaled one.
 
 use super::{Input, Lowered, Method, Scheme, Step, Target, opset};
+use crate::calibrated::{DAMPING, TIED_DAMPING, palettize_calibrated};
 use crate::{Float, Nbits, PaletteGranularity, PaletteMode, PalettizeOptions, Palettized, TableType, palettize};
 use quince_mil::{DType, Opset, Result, Tensor, Weight, bail};
 use quince_tensor::parts;
@@ -40,16 +41,32 @@ impl Palette {
         Ok(PalettizeOptions { nbits: self.nbits, mode: self.mode, granularity, lut, table: self.table })
     }
 
+    /// How the weight is palettized when it is asked for: by what it is multiplied with, where that is known.
+    fn compute(
+        &self,
+        weight: &Weight,
+        target: &Target,
+        options: PalettizeOptions,
+    ) -> impl Fn() -> Result<Palettized> + Send + Sync + 'static {
+        let (weight, axes) = (weight.clone(), target.axes);
+        let guide = target.guide.clone().filter(|_| self.is_guided());
+        let damping = if target.tied { TIED_DAMPING } else { DAMPING };
+        move || match guide.as_ref().map(|guide| guide.factor(weight.name(), damping)).transpose()?.flatten() {
+            Some(factor) => palettize_calibrated(&weight, &options, [axes.output, axes.input], &factor),
+            None => palettize(&weight, &options),
+        }
+    }
+
     /// The form of iOS 16: packed bytes, one table, and the shape.
-    fn packed(&self, weight: &Weight, options: PalettizeOptions) -> Result<Lowered> {
+    fn packed(&self, weight: &Weight, target: &Target, options: PalettizeOptions) -> Result<Lowered> {
         let bytes = (weight.len() * self.nbits.get()).div_ceil(8);
         let types = vec![
             (format!("{}_indices", weight.name()), DType::U8, vec![bytes]),
             (format!("{}_lut", weight.name()), options.lut.dtype(), vec![self.nbits.entries()]),
         ];
-        let (shape, weight) = (shape_value(weight)?, weight.clone());
+        let (shape, compute) = (shape_value(weight)?, self.compute(weight, target, options));
         let weights = parts(types, move || {
-            let Palettized { indices, lut, .. } = palettize(&weight, &options)?;
+            let Palettized { indices, lut, .. } = compute()?;
             Ok(vec![Tensor::new(DType::U8, [bytes], indices.bytes().clone())?, lut.reshape([lut.len()])?])
         });
         let step = Step::new("constexpr_lut_to_dense", ["indices", "lut"].into_iter().zip(weights));
@@ -106,6 +123,10 @@ impl Method for Palette {
         Some(Palette { nbits, ..*self }.into())
     }
 
+    fn is_guided(&self) -> bool {
+        self.mode == PaletteMode::KMeans && self.table == TableType::Float
+    }
+
     fn check(&self, found: Opset) -> Result<()> {
         if self.mode == PaletteMode::Unique && self.table == TableType::Int8 {
             bail!("found int8 tables of unique values, which they would round"; hint: "use kmeans, or tables of floats");
@@ -122,12 +143,12 @@ impl Method for Palette {
         let options = self.options(weight, target)?;
         let groups = options.groups(weight.shape())?;
         if target.opset < Opset::CoreML8 {
-            return self.packed(weight, options);
+            return self.packed(weight, target, options);
         }
         let types = types(weight, &options, weight.shape(), 1, groups);
-        let weight = weight.clone();
+        let compute = self.compute(weight, target, options);
         let compute = move || {
-            let palettized = palettize(&weight, &options)?;
+            let palettized = compute()?;
             Ok([palettized.indices, palettized.lut].into_iter().chain(palettized.scale).collect())
         };
         let mut weights = parts(types, compute).into_iter();

@@ -4,10 +4,12 @@ use super::convert::Compression;
 use crate::bundling::{self, Draft};
 use crate::console::Console;
 use crate::failure::{Failure, Result};
+use crate::loading;
+use crate::options::calibration::CalibrationArgs;
 use crate::options::compression::{self, CompressionArgs};
 use crate::options::target::Units;
 use crate::output::{self, Existing, Output};
-use quince_compress::compress;
+use quince_compress::compress_guided;
 use quince_runtime::Bundle;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -34,6 +36,8 @@ pub struct Args {
     compute_units: Units,
     #[command(flatten)]
     compression: CompressionArgs,
+    #[command(flatten)]
+    calibration: CalibrationArgs,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -52,7 +56,10 @@ pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
     let bundle = Bundle::open(&args.package)?;
     let mut package = bundle.read_package()?;
     compression::warnings(&config).iter().for_each(|warning| console.note(&format!("warning: {warning}")));
-    let report = compress(&mut package.program, &config)
+    let tokenizer = loading::tokenizer(bundle.directory())?;
+    let beside = output::directory(&args.output);
+    let guide = args.calibration.guide(&package.program, tokenizer.as_ref(), beside, console)?;
+    let report = compress_guided(&mut package.program, &config, guide)
         .map_err(|e| e.at(args.package.display()).hint("weights that are compressed already stay as they are"))?;
     if report.raised.is_some() {
         console.note("warning: the package now needs iOS 16 or macOS 13: systems before have no compressed weights");

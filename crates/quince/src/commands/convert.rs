@@ -10,6 +10,7 @@ use crate::bundling::{self, Draft};
 use crate::console::Console;
 use crate::failure::{Failure, Result};
 use crate::loading;
+use crate::options::calibration::CalibrationArgs;
 use crate::options::compression::{self, CompressionArgs};
 use crate::options::target::{DeploymentTarget, Units};
 use crate::output::{self, Existing, Output};
@@ -17,7 +18,7 @@ use crate::validating;
 use clap::ValueEnum;
 use clap::builder::RangedU64ValueParser;
 use quince_checkpoint::Checkpoint;
-use quince_compress::compress;
+use quince_compress::compress_guided;
 use quince_convert::lower::{FunctionKind, KvCache, LogitsOf, Precision, Target};
 use quince_convert::{Converted, FunctionName, Options, Pooling, ShapesKind, convert_with};
 use quince_mil::Program;
@@ -107,6 +108,8 @@ pub struct Args {
     adapters: AdapterArgs,
     #[command(flatten)]
     compression: CompressionArgs,
+    #[command(flatten)]
+    calibration: CalibrationArgs,
     /// Keep the integers of a quantized checkpoint (GGUF, MLX) where Core ML can express them: in blocks, for GPU and CPU
     #[arg(long, help_heading = "Compression")]
     keep_quantization: bool,
@@ -227,7 +230,10 @@ pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
     let compressed = match &config {
         Some(config) => {
             warnings.extend(compression::warnings(config));
-            Some(compress(&mut converted.program, config)?)
+            let tokenizer = loading::tokenizer_of(&checkpoint)?;
+            let beside = output::directory(&args.output);
+            let guide = args.calibration.guide(&converted.program, tokenizer.as_ref(), beside, console)?;
+            Some(compress_guided(&mut converted.program, config, guide)?)
         }
         None => None,
     };

@@ -41,6 +41,7 @@ table! {
     predict: Predict;
     diff: Diff;
     compress: Compress;
+    calibrate: Calibrate;
     print: Print;
     ops: Ops;
     completions: Completions;

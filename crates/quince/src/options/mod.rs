@@ -1,6 +1,7 @@
 //! Options that several commands share: as typed, and what they mean once checked.
 
 pub mod adapter;
+pub mod calibration;
 pub mod calls;
 pub mod compression;
 pub mod engine;

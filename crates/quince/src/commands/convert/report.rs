@@ -70,6 +70,7 @@ struct Rule {
     selector: String,
     scheme: String,
     weights: usize,
+    calibrated: usize,
     parameters: usize,
     bytes_before: usize,
     bytes_after: usize,
@@ -236,6 +237,7 @@ impl Compression {
             selector: rule.selector.to_string(),
             scheme: rule.scheme.map_or("not compressed".to_string(), |scheme| scheme.to_string()),
             weights: rule.weights,
+            calibrated: rule.calibrated,
             parameters: rule.parameters,
             bytes_before: rule.bytes_before,
             bytes_after: rule.bytes_after,
@@ -248,7 +250,11 @@ impl Compression {
     pub fn text(&self) -> String {
         let row = |rule: &Rule| {
             let (before, after) = (units::bytes(rule.bytes_before as u64), units::bytes(rule.bytes_after as u64));
-            vec![rule.selector.clone(), rule.scheme.clone(), rule.weights.to_string(), before, after]
+            let weights = match rule.calibrated {
+                0 => rule.weights.to_string(),
+                calibrated => format!("{} ({calibrated} calibrated)", rule.weights),
+            };
+            vec![rule.selector.clone(), rule.scheme.clone(), weights, before, after]
         };
         let mut text = table(&["rule", "scheme", "weights", "before", "after"], &[2, 3, 4], self.rules.iter().map(row));
         for left in &self.left {

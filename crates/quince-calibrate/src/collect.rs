@@ -1,0 +1,150 @@
+//! Runs texts and adds up the second moments of what weights are multiplied with.
+
+use crate::Texts;
+use crate::statistics::{self, Layout};
+use quince_compress::{Moments, weight_inputs};
+use quince_engine::{Observed, Observer};
+use quince_mil::Program;
+use quince_runtime::{Decoder, Watch};
+use quince_tensor::Result;
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+/// How statistics are collected.
+#[derive(Clone, Copy, Debug)]
+pub struct CollectOptions {
+    /// Bytes of sums that may be in memory; where there are more, the texts are run again for the others.
+    pub memory: usize,
+}
+
+impl Default for CollectOptions {
+    fn default() -> CollectOptions {
+        CollectOptions { memory: 1 << 30 }
+    }
+}
+
+/// Runs the texts through a model and writes a file with the second moments of the inputs of all weights. `progress` hears
+/// how many texts of how many were run.
+///
+/// # Errors
+/// A model without weights that could use them; what the engine reports; a file that cannot be written.
+pub fn collect(
+    decoder: &mut Decoder,
+    texts: &Texts,
+    file: &Path,
+    options: CollectOptions,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<()> {
+    let values = Values::of(decoder.engine().program());
+    let layout = Layout { sizes: values.sizes.clone(), weights: values.weights.clone() };
+    let mut out = statistics::Writer::create(file, &layout)?;
+    let passes = passes(&values.sizes, options.memory);
+    let total = passes.len() * texts.windows.len();
+    for (number, wanted) in passes.iter().enumerate() {
+        let sums = wanted.clone().map(|group| (group, Moments::new(values.sizes[group]))).collect();
+        let mut sums = Sums { values: &values, function: String::new(), sums };
+        for (i, text) in texts.windows.iter().enumerate() {
+            progress(number * texts.windows.len() + i, total);
+            decoder.observe(text, &mut sums)?;
+        }
+        sums.sums.values().try_for_each(|moments| out.append(moments))?;
+    }
+    out.finish()
+}
+
+/// Groups that fit in memory together, in order; each at least one.
+fn passes(sizes: &[usize], memory: usize) -> Vec<std::ops::Range<usize>> {
+    let mut passes: Vec<std::ops::Range<usize>> = Vec::new();
+    let mut bytes = 0;
+    for (group, size) in sizes.iter().enumerate() {
+        let needed = Moments::triangle(*size) * size_of::<f32>();
+        match passes.last_mut() {
+            Some(pass) if bytes + needed <= memory => (pass.end, bytes) = (group + 1, bytes + needed),
+            _ => {
+                passes.push(group..group + 1);
+                bytes = needed;
+            }
+        }
+    }
+    passes
+}
+
+/// Which values are added up to what.
+struct Values {
+    /// By function and variable: the group that its channels belong to, and their axis.
+    places: HashMap<String, HashMap<String, (usize, usize)>>,
+    /// By group: the number of channels.
+    sizes: Vec<usize>,
+    /// By weight: its group.
+    weights: BTreeMap<String, usize>,
+}
+
+impl Values {
+    /// Weights that are multiplied with the same value share a group; so do the values that a weight is multiplied with
+    /// in several functions.
+    fn of(program: &Program) -> Values {
+        let mut values = Values { places: HashMap::new(), sizes: Vec::new(), weights: BTreeMap::new() };
+        for function in &program.functions {
+            let places = values.places.entry(function.name.clone()).or_default();
+            for input in weight_inputs(function) {
+                let name = statistics::key(&input.weight);
+                let known = values.weights.get(&name).copied();
+                let group = match (known, places.get(&input.value)) {
+                    (Some(group), _) => group,
+                    (None, Some((group, _))) if values.sizes[*group] == input.channels => *group,
+                    (None, _) => {
+                        values.sizes.push(input.channels);
+                        values.sizes.len() - 1
+                    }
+                };
+                values.weights.insert(name, group);
+                places.entry(input.value).or_insert((group, input.axis));
+            }
+        }
+        values
+    }
+}
+
+/// Sums while texts are run.
+struct Sums<'a> {
+    values: &'a Values,
+    function: String,
+    /// By group.
+    sums: BTreeMap<usize, Moments>,
+}
+
+impl Watch for Sums<'_> {
+    fn enter(&mut self, function: &str) {
+        function.clone_into(&mut self.function);
+    }
+}
+
+impl Observer for Sums<'_> {
+    fn value(&mut self, value: &Observed) -> Result<()> {
+        let Some((group, axis)) = self.values.places.get(&self.function).and_then(|places| places.get(value.name))
+        else {
+            return Ok(());
+        };
+        let Some(moments) = self.sums.get_mut(group) else { return Ok(()) };
+        let elements = value.tensor()?.to_f32()?;
+        let inner: usize = value.shape[axis + 1..].iter().product();
+        if value.shape.get(*axis) != Some(&moments.size()) {
+            return Ok(());
+        }
+        match inner {
+            1 => moments.add(&elements),
+            _ => moments.add(&channels_last(&elements, moments.size(), inner)),
+        }
+    }
+}
+
+/// The channels of each position one after the other.
+fn channels_last(elements: &[f32], channels: usize, inner: usize) -> Vec<f32> {
+    let mut out = Vec::with_capacity(elements.len());
+    for block in elements.chunks_exact(channels * inner) {
+        for position in 0..inner {
+            out.extend((0..channels).map(|channel| block[channel * inner + position]));
+        }
+    }
+    out
+}

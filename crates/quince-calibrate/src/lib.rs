@@ -1,0 +1,16 @@
+//! What weights are multiplied with and how much each matters, measured by running the model.
+//!
+//! ```text
+//! Texts ─▶ collect(program) ─▶ file of second moments ─▶ Statistics: the Guide of quince_compress::compress_guided
+//! ```
+//!
+//! The texts may be given, or written by the model itself ([`Texts::written_by`]), which needs no data and shows the
+//! model what it is used to (Liu et al. 2023, LLM-QAT, section 3.1).
+
+mod collect;
+mod statistics;
+mod texts;
+
+pub use collect::{CollectOptions, collect};
+pub use statistics::Statistics;
+pub use texts::Texts;

@@ -1,0 +1,177 @@
+//! Some rows of a weight while their indices are chosen: columns lie one after the other, so that the rows are lanes.
+
+use super::Factor;
+use super::matrix::{View, multiply};
+
+/// Columns that are gone through one by one, between products with all of them.
+const BLOCK: usize = 64;
+
+/// Rows of a weight that share a table, its columns in the order of a [`Factor`].
+pub(super) struct Lanes<'a> {
+    factor: &'a Factor,
+    /// How many rows.
+    count: usize,
+    /// n x count.
+    weight: Vec<f32>,
+    /// n x count: the index of each element.
+    pub codes: Vec<u8>,
+    /// n x count: W - Q.
+    errors: Vec<f32>,
+    /// n x count: H (W - Q)ᵀ, half of the gradient of the cost.
+    gradient: Vec<f32>,
+}
+
+/// A table with what finds the nearest entry.
+pub(super) struct Table {
+    pub entries: Vec<f32>,
+    midpoints: Vec<f32>,
+}
+
+impl Table {
+    /// Of entries that ascend.
+    pub fn new(entries: Vec<f32>) -> Table {
+        let midpoints = entries.windows(2).map(|pair| 0.5 * pair[0] + 0.5 * pair[1]).collect();
+        Table { entries, midpoints }
+    }
+
+    fn nearest(&self, value: f32) -> u8 {
+        match self.midpoints.len() < 16 {
+            true => self.midpoints.iter().map(|&m| u8::from(m < value)).sum(),
+            false => self.midpoints.partition_point(|&m| m < value) as u8,
+        }
+    }
+}
+
+impl<'a> Lanes<'a> {
+    /// Of rows, each with its columns in the order of the weight.
+    pub fn new(factor: &'a Factor, rows: &[Vec<f32>]) -> Lanes<'a> {
+        let (n, count) = (factor.size(), rows.len());
+        let mut weight = vec![0.0; n * count];
+        for (column, out) in factor.order().iter().zip(weight.chunks_exact_mut(count.max(1))) {
+            out.iter_mut().zip(rows).for_each(|(out, row)| *out = row[*column as usize]);
+        }
+        let (codes, errors, gradient) = (vec![0; weight.len()], weight.clone(), weight.clone());
+        Lanes { factor, count, weight, codes, errors, gradient }
+    }
+
+    /// The elements of all rows, and the importance of each.
+    pub fn elements(&self) -> impl Iterator<Item = (f32, f64)> {
+        let importance = |i: usize| f64::from(self.factor.diagonal(i / self.count));
+        self.weight.iter().enumerate().map(move |(i, &value)| (value, importance(i)))
+    }
+
+    /// The indices of a row, its columns in the order of the weight.
+    pub fn row_codes(&self, row: usize) -> Vec<u8> {
+        let mut codes = vec![0; self.factor.size()];
+        for (column, lane) in self.factor.order().iter().zip(self.codes.chunks_exact(self.count)) {
+            codes[*column as usize] = lane[row];
+        }
+        codes
+    }
+
+    /// Chooses indices column by column, from the last to the first: each is the nearest to what would make up for the
+    /// errors so far, w_j + Σ_{i > j} (w_i - q_i) L_ij.
+    pub fn round(&mut self, table: &Table) {
+        let (n, count) = (self.factor.size(), self.count);
+        let lower = self.factor.lower();
+        let mut wanted = vec![0.0; BLOCK * count];
+        for first in (0..n).step_by(BLOCK).rev() {
+            let end = n.min(first + BLOCK);
+            let wanted = &mut wanted[..(end - first) * count];
+            wanted.copy_from_slice(&self.weight[first * count..end * count]);
+            // Errors of the columns after the block.
+            let left = View::new(&lower[(end * n + first).min(lower.len())..], n - end, end - first, n).transposed();
+            let right = View::new(&self.errors[end * count..], n - end, count, count);
+            multiply(1.0, left, right, 1.0, wanted, count);
+            for j in (first..end).rev() {
+                let (before, now) = wanted.split_at_mut((j - first) * count);
+                let at = j * count;
+                for lane in 0..count {
+                    let code = table.nearest(now[lane]);
+                    self.codes[at + lane] = code;
+                    self.errors[at + lane] = self.weight[at + lane] - table.entries[usize::from(code)];
+                }
+                let errors = &self.errors[at..at + count];
+                for (wanted, &l) in before.chunks_exact_mut(count).zip(&lower[j * n + first..]) {
+                    wanted.iter_mut().zip(errors).for_each(|(wanted, error)| *wanted += l * error);
+                }
+            }
+        }
+    }
+
+    /// Takes errors and gradient anew, and says what they cost: tr((W - Q) H (W - Q)ᵀ).
+    pub fn cost(&mut self, table: &Table) -> f64 {
+        let (n, count) = (self.factor.size(), self.count);
+        for ((error, weight), &code) in self.errors.iter_mut().zip(&self.weight).zip(&self.codes) {
+            *error = weight - table.entries[usize::from(code)];
+        }
+        let (moments, errors) = (View::new(self.factor.moments(), n, n, n), View::new(&self.errors, n, count, count));
+        multiply(1.0, moments, errors, 0.0, &mut self.gradient, count);
+        self.errors.iter().zip(&self.gradient).map(|(&e, &g)| f64::from(e) * f64::from(g)).sum()
+    }
+
+    /// Gives each element in turn the index that costs least while all others stay. The gradient must be that of the
+    /// table, and is so afterwards.
+    pub fn descend(&mut self, table: &Table) {
+        let (n, count) = (self.factor.size(), self.count);
+        let moments = self.factor.moments();
+        let mut steps = vec![0.0; BLOCK * count];
+        for first in (0..n).step_by(BLOCK).rev() {
+            let end = n.min(first + BLOCK);
+            let steps = &mut steps[..(end - first) * count];
+            steps.fill(0.0);
+            let mut local = self.gradient[first * count..end * count].to_vec();
+            for j in (first..end).rev() {
+                let row = &moments[j * n..(j + 1) * n];
+                let (at, inside) = (j * count, (j - first) * count);
+                for lane in 0..count {
+                    let old = table.entries[usize::from(self.codes[at + lane])];
+                    let code = table.nearest(old + local[inside + lane] / row[j]);
+                    self.codes[at + lane] = code;
+                    steps[inside + lane] = table.entries[usize::from(code)] - old;
+                }
+                let step = &steps[inside..inside + count];
+                if step.iter().any(|&step| step != 0.0) {
+                    for (local, &h) in local.chunks_exact_mut(count).zip(&row[first..end]) {
+                        local.iter_mut().zip(step).for_each(|(local, step)| *local -= h * step);
+                    }
+                }
+            }
+            if steps.iter().any(|&step| step != 0.0) {
+                let left = View::new(&moments[first..], n, end - first, n);
+                multiply(-1.0, left, View::new(steps, end - first, count, count), 1.0, &mut self.gradient, count);
+            }
+        }
+    }
+
+    /// Sᵀ (H (W - Q)ᵀ): by entry of the table, the sum of the gradient over the elements that have its index.
+    pub fn slopes(&self, entries: usize) -> Vec<f64> {
+        self.gathered(&self.gradient, entries)
+    }
+
+    /// Sᵀ H S d: how the slopes change when the entries of the table move by d.
+    pub fn curvature(&self, direction: &[f64]) -> Vec<f64> {
+        let (n, count) = (self.factor.size(), self.count);
+        let moved: Vec<f32> = self.codes.iter().map(|&code| direction[usize::from(code)] as f32).collect();
+        let mut product = vec![0.0; n * count];
+        let moments = View::new(self.factor.moments(), n, n, n);
+        multiply(1.0, moments, View::new(&moved, n, count, count), 0.0, &mut product, count);
+        self.gathered(&product, direction.len())
+    }
+
+    /// The diagonal of H summed over the elements that have each index.
+    pub fn masses(&self, entries: usize) -> Vec<f64> {
+        let mut masses = vec![0.0; entries];
+        for (column, codes) in self.codes.chunks_exact(self.count).enumerate() {
+            codes.iter().for_each(|&code| masses[usize::from(code)] += f64::from(self.factor.diagonal(column)));
+        }
+        masses
+    }
+
+    /// Sums of values over the elements that have each index.
+    fn gathered(&self, values: &[f32], entries: usize) -> Vec<f64> {
+        let mut sums = vec![0.0; entries];
+        self.codes.iter().zip(values).for_each(|(&code, &value)| sums[usize::from(code)] += f64::from(value));
+        sums
+    }
+}

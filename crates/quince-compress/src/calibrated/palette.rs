@@ -1,0 +1,318 @@
+//! Tables and indices that change least what a weight computes.
+
+use super::Factor;
+use super::lanes::{Lanes, Table};
+use crate::Float;
+use crate::kmeans::{self, Points};
+use crate::palettize::{PaletteGranularity, PalettizeOptions, Palettized};
+use crate::values::{check_finite, divisors};
+use quince_tensor::{DType, Error, Result, Tensor, Weight, bail};
+use rayon::prelude::*;
+
+/// Rows of a group that are worked on together.
+const LANES: usize = 32;
+/// How often tables and indices are improved in turn, at most.
+const ROUNDS: usize = 4;
+/// The relative improvement below which another round is not worth its time.
+const WORTH: f64 = 1e-3;
+/// Steps towards the best entries for given indices; each costs as much as rounding does.
+const STEPS: usize = 4;
+
+/// Palettizes a weight of rank 2, or whose other axes have one element, so that tr((W - Q) H (W - Q)ᵀ) is small. The
+/// error reported is that of the weight itself, as without calibration.
+///
+/// # Errors
+/// As for [`crate::palettize()`], and when the inputs of the factor are not those of the weight.
+pub(crate) fn palettize_calibrated(
+    weight: &Weight,
+    options: &PalettizeOptions,
+    [output, input]: [usize; 2],
+    factor: &Factor,
+) -> Result<Palettized> {
+    let matrix = Matrix::new(weight, output, input)?;
+    if matrix.columns != factor.size() {
+        bail!("found statistics of {} inputs, expected {}, those of the weight", factor.size(), matrix.columns);
+    }
+    let size = match options.granularity {
+        PaletteGranularity::PerTensor => matrix.rows,
+        PaletteGranularity::PerGroupedChannel { group_size, .. } => group_size,
+    };
+    if size == 0 || !matrix.rows.is_multiple_of(size) {
+        bail!(
+            "group size {size} does not divide dimension {} of axis {output}", matrix.rows;
+            hint: "sizes that do: {}", divisors(matrix.rows)
+        );
+    }
+    let groups = (0..matrix.rows / size).into_par_iter().map(|group| {
+        let rows = matrix.read(group * size..(group + 1) * size)?;
+        solve(&rows, factor, options)
+    });
+    let groups: Vec<Group> = groups.collect::<Result<_>>()?;
+    let entries = options.nbits.entries();
+    let codes = matrix.arrange(groups.iter().flat_map(|group| &group.codes));
+    let indices = Tensor::from_codes(index_type(options)?, weight.shape(), &codes)?;
+    let mut lut_shape = vec![1; weight.shape().len()];
+    lut_shape[output] = groups.len();
+    lut_shape.extend([entries, 1]);
+    let table = |group: &Group| {
+        let last = group.entries.last().copied().unwrap_or(0.0);
+        group.entries.iter().copied().chain(std::iter::repeat(last)).take(entries).collect::<Vec<f32>>()
+    };
+    let luts: Vec<f64> = groups.iter().flat_map(table).map(f64::from).collect();
+    let lut = Tensor::from_f64(options.lut.dtype(), lut_shape, luts)?;
+    Ok(Palettized { indices, lut, scale: None, sse: groups.iter().map(|group| group.sse).sum() })
+}
+
+fn index_type(options: &PalettizeOptions) -> Result<DType> {
+    DType::unsigned(options.nbits.get()).ok_or_else(|| Error::new("no type for the indices"))
+}
+
+/// A weight as output channels by input channels.
+struct Matrix<'a> {
+    weight: &'a Weight,
+    rows: usize,
+    columns: usize,
+    /// Where the output channels do not come first, the weight is read whole.
+    transposed: Option<Vec<f32>>,
+}
+
+impl<'a> Matrix<'a> {
+    fn new(weight: &'a Weight, output: usize, input: usize) -> Result<Self> {
+        let shape = weight.shape();
+        let (Some(&rows), Some(&columns)) = (shape.get(output), shape.get(input)) else {
+            bail!("found a weight of shape {shape:?}, expected one with axes {output} and {input}");
+        };
+        if rows * columns != weight.len() || output == input {
+            bail!("found a weight of shape {shape:?}, expected no axes but those of its channels to be longer than 1");
+        }
+        let transposed = if output > input { Some(weight.load()?.to_f32()?) } else { None };
+        Ok(Matrix { weight, rows, columns, transposed })
+    }
+
+    fn read(&self, rows: std::ops::Range<usize>) -> Result<Vec<Vec<f32>>> {
+        if let Some(all) = &self.transposed {
+            let row = |row: usize| (0..self.columns).map(|column| all[column * self.rows + row]).collect();
+            let rows: Vec<Vec<f32>> = rows.map(row).collect();
+            rows.iter().try_for_each(|row| check_finite(row, 0))?;
+            return Ok(rows);
+        }
+        // Axes before the output channels have one element, so that rows are those of the reshaped weight.
+        let weight = self.weight.reshape(&[self.rows, self.columns])?;
+        let values = weight.rows(rows.clone())?.to_f32()?;
+        check_finite(&values, rows.start * self.columns)?;
+        Ok(values.chunks_exact(self.columns.max(1)).map(<[f32]>::to_vec).collect())
+    }
+
+    /// Codes by output channel in the order of the weight.
+    fn arrange<'b>(&self, rows: impl Iterator<Item = &'b Vec<u8>>) -> Vec<u8> {
+        if self.transposed.is_none() {
+            return rows.flatten().copied().collect();
+        }
+        let mut codes = vec![0; self.rows * self.columns];
+        for (number, row) in rows.enumerate() {
+            row.iter().enumerate().for_each(|(column, code)| codes[column * self.rows + number] = *code);
+        }
+        codes
+    }
+}
+
+/// What became of the rows that share a table.
+struct Group {
+    entries: Vec<f32>,
+    codes: Vec<Vec<u8>>,
+    sse: f64,
+}
+
+/// Chooses the table and the indices of rows that share them.
+fn solve(rows: &[Vec<f32>], factor: &Factor, options: &PalettizeOptions) -> Result<Group> {
+    let mut lanes: Vec<Lanes> = rows.par_chunks(LANES).map(|rows| Lanes::new(factor, rows)).collect();
+    let (values, importance): (Vec<f32>, Vec<f64>) = lanes.iter().flat_map(Lanes::elements).unzip();
+    let points = Points::with_importance(&values, &importance)?;
+    let start = kmeans::cluster(&points, options.nbits.entries(), options.lut)?;
+    let mut table = Table::new(start.into_iter().map(|entry| entry as f32).collect());
+    lanes.par_iter_mut().for_each(|lanes| lanes.round(&table));
+    let mut best: Option<(f64, Vec<f32>, Vec<Vec<u8>>)> = None;
+    for round in 0..=ROUNDS {
+        let costs: Vec<f64> = lanes.par_iter_mut().map(|lanes| lanes.cost(&table)).collect();
+        let cost: f64 = costs.iter().sum();
+        let before = best.as_ref().map_or(f64::INFINITY, |best| best.0);
+        if cost < before {
+            let codes = lanes.iter().map(|lanes| lanes.codes.clone()).collect();
+            best = Some((cost, table.entries.clone(), codes));
+        }
+        if round == ROUNDS || cost >= before * (1.0 - WORTH) {
+            break;
+        }
+        lanes.par_iter_mut().for_each(|lanes| lanes.descend(&table));
+        table = improved(&mut lanes, &table, options.lut)?;
+    }
+    let (entries, codes) = match best {
+        Some((_, entries, codes)) => (entries, codes),
+        None => bail!("found costs that are not numbers, expected finite moments"),
+    };
+    lanes.iter_mut().zip(codes).for_each(|(lanes, codes)| lanes.codes = codes);
+    let codes: Vec<Vec<u8>> = lanes
+        .iter()
+        .zip(rows.chunks(LANES))
+        .flat_map(|(lanes, rows)| (0..rows.len()).map(|row| lanes.row_codes(row)))
+        .collect();
+    let error = |(value, code): (&f32, &u8)| f64::from(value - entries[usize::from(*code)]).powi(2);
+    let sse = rows.iter().zip(&codes).flat_map(|(row, codes)| row.iter().zip(codes)).map(error).sum();
+    Ok(Group { entries, codes, sse })
+}
+
+/// The entries that cost least for the indices as they are, nearly: conjugate gradients on Sᵀ H S δ = Sᵀ H (W - Q)ᵀ,
+/// where S says which element has which index, preconditioned by the diagonal of H. Indices are renumbered with the
+/// entries, so that these ascend.
+fn improved(lanes: &mut [Lanes], table: &Table, lut: Float) -> Result<Table> {
+    let k = table.entries.len();
+    let sum = |parts: Vec<Vec<f64>>| {
+        parts.into_iter().reduce(|a, b| a.iter().zip(b).map(|(a, b)| a + b).collect()).unwrap_or_default()
+    };
+    let masses = sum(lanes.iter().map(|lanes| lanes.masses(k)).collect());
+    // An entry that no element has stays where it is.
+    let solve = |v: &[f64]| -> Vec<f64> {
+        v.iter().zip(&masses).map(|(v, mass)| if *mass > 0.0 { v / mass } else { 0.0 }).collect()
+    };
+    let dot = |a: &[f64], b: &[f64]| -> f64 { a.iter().zip(b).map(|(a, b)| a * b).sum() };
+    let mut residual = sum(lanes.iter().map(|lanes| lanes.slopes(k)).collect());
+    let mut scaled = solve(&residual);
+    let mut direction = scaled.clone();
+    let mut change = vec![0.0; k];
+    let mut length = dot(&residual, &scaled);
+    for _ in 0..STEPS.min(k) {
+        let curvature = sum(lanes.par_iter().map(|lanes| lanes.curvature(&direction)).collect());
+        let along = dot(&direction, &curvature);
+        if !(along > 0.0 && length > 0.0) {
+            break;
+        }
+        let step = length / along;
+        change.iter_mut().zip(&direction).for_each(|(c, d)| *c += step * d);
+        residual.iter_mut().zip(&curvature).for_each(|(r, c)| *r -= step * c);
+        scaled = solve(&residual);
+        let next = dot(&residual, &scaled);
+        direction = scaled.iter().zip(&direction).map(|(s, d)| s + next / length * d).collect();
+        length = next;
+    }
+    let moved = table.entries.iter().zip(&change).map(|(entry, change)| f64::from(*entry) + change).collect();
+    let moved = lut.store(moved)?;
+    let mut order: Vec<usize> = (0..k).collect();
+    order.sort_by(|&a, &b| moved[a].total_cmp(&moved[b]).then(a.cmp(&b)));
+    let mut new = vec![0u8; k];
+    order.iter().enumerate().for_each(|(now, &before)| new[before] = now as u8);
+    lanes.par_iter_mut().for_each(|lanes| lanes.codes.iter_mut().for_each(|code| *code = new[usize::from(*code)]));
+    Ok(Table::new(order.into_iter().map(|entry| moved[entry] as f32).collect()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::calibrated::{DAMPING, Moments};
+    use crate::test_weights::{values, with_threads};
+    use crate::{Nbits, PaletteMode, TableType, palettize};
+
+    /// Inputs whose channels depend on each other, as those of models do.
+    fn inputs(count: usize, size: usize) -> Vec<f32> {
+        let (noise, common) = (values(count * size, 5), values(count, 6));
+        (0..count * size).map(|i| noise[i] * (1.0 + (i % size % 5) as f32) + 2.0 * common[i / size]).collect()
+    }
+
+    fn options(bits: usize, group_size: usize) -> PalettizeOptions {
+        let granularity = PaletteGranularity::PerGroupedChannel { axis: 0, group_size };
+        let (nbits, table) = (Nbits::new(bits).unwrap(), TableType::Float);
+        PalettizeOptions { nbits, mode: PaletteMode::KMeans, granularity, lut: Float::F32, table }
+    }
+
+    fn factor(inputs: &[f32], size: usize) -> Factor {
+        let mut moments = Moments::new(size);
+        moments.add(inputs).unwrap();
+        Factor::new(&moments, DAMPING).unwrap()
+    }
+
+    fn decoded(palettized: &Palettized, rows: usize) -> Vec<f64> {
+        let (codes, lut) = (palettized.indices.to_f64().unwrap(), palettized.lut.to_f64().unwrap());
+        let [groups, entries] = [palettized.lut.shape()[0], palettized.lut.shape()[2]];
+        let row = codes.len() / rows;
+        (0..codes.len()).map(|i| lut[i / row / (rows / groups) * entries + codes[i] as usize]).collect()
+    }
+
+    /// The mean squared error of the results over the inputs, by the definition.
+    fn output_error(weight: &[f32], decoded: &[f64], inputs: &[f32], size: usize) -> f64 {
+        let mut sum = 0.0;
+        for x in inputs.chunks_exact(size) {
+            for (w, q) in weight.chunks_exact(size).zip(decoded.chunks_exact(size)) {
+                let error = |((w, q), x): ((&f32, &f64), &f32)| (f64::from(*w) - q) * f64::from(*x);
+                sum += w.iter().zip(q).zip(x).map(error).sum::<f64>().powi(2);
+            }
+        }
+        sum / inputs.len() as f64
+    }
+
+    #[test]
+    fn results_change_far_less_than_with_the_nearest_weights() {
+        let (rows, size) = (32, 96);
+        let (x, w) = (inputs(400, size), values(rows * size, 9));
+        let weight = Weight::from_tensor("w", Tensor::from_vec([rows, size], w.clone()).unwrap());
+        let factor = factor(&x, size);
+        for bits in 1..=4 {
+            let options = options(bits, 16);
+            let nearest = palettize(&weight, &options).unwrap();
+            let run = || palettize_calibrated(&weight, &options, [0, 1], &factor).unwrap();
+            let (chosen, again) = (with_threads(1, run), with_threads(3, run));
+            assert_eq!(decoded(&chosen, rows), decoded(&again, rows));
+            let error = |p: &Palettized| output_error(&w, &decoded(p, rows), &x, size);
+            let (chosen, nearest) = (error(&chosen), error(&nearest));
+            assert!(chosen < 0.7 * nearest, "{bits} bits: {chosen} of {nearest}");
+        }
+    }
+
+    #[test]
+    fn small_weights_come_near_the_best_of_all_choices() {
+        // 2^8 choices of indices; the best two entries for each are those of least squares.
+        let size = 8;
+        let (x, w) = (inputs(60, size), values(size, 21));
+        let weight = Weight::from_tensor("w", Tensor::from_vec([1, size], w.clone()).unwrap());
+        let chosen = palettize_calibrated(&weight, &options(1, 1), [0, 1], &factor(&x, size)).unwrap();
+        let best = (0..1u32 << size).map(|choice| {
+            let in_one = |i: usize| choice >> i & 1 == 1;
+            // By input: what each entry is multiplied with, and what the result should be.
+            let (mut aa, mut ab, mut bb, mut ay, mut by, mut yy) = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0);
+            for x in x.chunks_exact(size) {
+                let sum = |one: bool| (0..size).filter(|&i| in_one(i) == one).map(|i| f64::from(x[i])).sum::<f64>();
+                let (a, b) = (sum(false), sum(true));
+                let y: f64 = w.iter().zip(x).map(|(w, x)| f64::from(*w) * f64::from(*x)).sum();
+                (aa, ab, bb) = (aa + a * a, ab + a * b, bb + b * b);
+                (ay, by, yy) = (ay + a * y, by + b * y, yy + y * y);
+            }
+            let det = aa * bb - ab * ab;
+            let gain = match det > 1e-9 * aa * bb {
+                true => (ay * (ay * bb - by * ab) + by * (by * aa - ay * ab)) / det,
+                false => (ay * ay / aa.max(1e-30)).max(by * by / bb.max(1e-30)),
+            };
+            (yy - gain) / x.len() as f64
+        });
+        let best = best.fold(f64::INFINITY, f64::min);
+        let found = output_error(&w, &decoded(&chosen, 1), &x, size);
+        assert!(found >= best * 0.999, "{found} is below the optimum, {best}");
+        assert!(found < best * 1.3, "{found} of {best}");
+    }
+
+    #[test]
+    fn weights_that_lie_the_other_way_give_the_same() {
+        let (rows, size) = (16, 24);
+        let (x, w) = (inputs(100, size), values(rows * size, 2));
+        let transposed: Vec<f32> = (0..rows * size).map(|i| w[i % rows * size + i / rows]).collect();
+        let factor = factor(&x, size);
+        let upright = Weight::from_tensor("w", Tensor::from_vec([rows, size], w).unwrap());
+        let lying = Weight::from_tensor("w", Tensor::from_vec([size, rows], transposed).unwrap());
+        let a = palettize_calibrated(&upright, &options(2, 8), [0, 1], &factor).unwrap();
+        let by_column = PaletteGranularity::PerGroupedChannel { axis: 1, group_size: 8 };
+        let lying_options = PalettizeOptions { granularity: by_column, ..options(2, 8) };
+        let b = palettize_calibrated(&lying, &lying_options, [1, 0], &factor).unwrap();
+        assert_eq!(a.lut.to_f64().unwrap(), b.lut.to_f64().unwrap());
+        let (a, b) = (a.indices.to_f64().unwrap(), b.indices.to_f64().unwrap());
+        assert!((0..rows * size).all(|i| a[i % rows * size + i / rows] == b[i]));
+        let error = palettize_calibrated(&upright, &options(2, 5), [0, 1], &factor).map(drop).unwrap_err().to_string();
+        assert!(error.contains("group size 5 does not divide dimension 16"), "{error}");
+    }
+}
