@@ -12,6 +12,7 @@ use quince_convert::{Options, convert};
 use quince_runtime::{Bundle, Tokenizer};
 use quince_mil::Program;
 use serde::Serialize;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -63,7 +64,7 @@ pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
     let (program, tokenizer) = program(&args.model)?;
     let directory = output::directory(&args.output);
     // It gets its name when it is whole.
-    let file = tempfile::Builder::new().prefix(".quince-").tempfile_in(directory);
+    let file = tempfile::Builder::new().prefix(".quince-").make_in(directory, |path| File::create_new(path));
     let file = file.map_err(|e| refused("make a file", directory, &e))?;
     statistics(&program, tokenizer.as_ref(), args.text.as_deref(), args.tokens, file.path(), console)?;
     let bytes = file.as_file().metadata().map_err(|e| refused("read", file.path(), &e))?.len();

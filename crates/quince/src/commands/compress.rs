@@ -55,7 +55,7 @@ pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
     output::vacant(&args.output, existing)?;
     let bundle = Bundle::open(&args.package)?;
     let mut package = bundle.read_package()?;
-    compression::warnings(&config).iter().for_each(|warning| console.note(&format!("warning: {warning}")));
+    compression::warnings(&config, &args.calibration).iter().for_each(|warning| console.note(&format!("warning: {warning}")));
     let tokenizer = loading::tokenizer(bundle.directory())?;
     let beside = output::directory(&args.output);
     let guide = args.calibration.guide(&package.program, tokenizer.as_ref(), beside, console)?;

@@ -45,6 +45,8 @@ Examples:
   quince convert MODEL -o out.bundle --wbits 4 --palett-group-size 16 --context 1024 --validate
       4-bit weights, a lookup table for every 16 output channels, room for 1024 tokens; then
       the package is run against the checkpoint
+  quince convert MODEL -o out.bundle --wbits 3 --palett-group-size 16 --calibrate
+      3-bit weights, chosen by what they are multiplied with in texts that the model writes
   quince convert MODEL -o out.bundle --mixed-precision attention=6,mlp=4,embed=8
       6, 4 and 8 bits for parts of the model
   quince convert MODEL -o encoder.bundle --pooling cls --shapes enumerated
@@ -207,6 +209,9 @@ pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
     // Asked here only to name the option: the conversion would refuse it too.
     Target::of_units(args.compute_units.into()).map_err(|e| Failure::Usage(e.at("--compute-units")))?;
     args.check()?;
+    if config.is_none() && args.calibration.asked() {
+        return Err(Failure::usage_hint("found --calibrate without a way to compress", "add --wbits 4"));
+    }
     let original = Checkpoint::open(&args.model)?;
     let opened = args.adapters.open(&args.functions())?;
     let mut checkpoint = original.clone();
@@ -229,7 +234,7 @@ pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
     };
     let compressed = match &config {
         Some(config) => {
-            warnings.extend(compression::warnings(config));
+            warnings.extend(compression::warnings(config, &args.calibration));
             let tokenizer = loading::tokenizer_of(&checkpoint)?;
             let beside = output::directory(&args.output);
             let guide = args.calibration.guide(&converted.program, tokenizer.as_ref(), beside, console)?;

@@ -28,6 +28,11 @@ pub struct CalibrationArgs {
 }
 
 impl CalibrationArgs {
+    /// Whether it is asked for.
+    pub fn asked(&self) -> bool {
+        self.calibrate.is_some()
+    }
+
     /// What is known of the weights of a program, if it is asked for. Statistics of its own are in a file in `directory`,
     /// which is gone when the program is.
     ///

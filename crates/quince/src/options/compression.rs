@@ -1,6 +1,7 @@
 //! How weights are compressed: the options of `convert` and `compress`, and the rules that they mean.
 
 use crate::failure::{Failure, Result};
+use crate::options::calibration::CalibrationArgs;
 use clap::ValueEnum;
 use quince_compress::{
     ClusterDim, Granularity, Linear, LinearDType, LinearMode, Nbits, OptimizationConfig, Palette, PaletteMode, Pruning,
@@ -295,11 +296,11 @@ fn check_group_size(size: usize, devices: Devices) -> Result<()> {
 }
 
 /// What people should know before they ship weights compressed so.
-pub fn warnings(config: &OptimizationConfig) -> Vec<String> {
+pub fn warnings(config: &OptimizationConfig, calibration: &CalibrationArgs) -> Vec<String> {
     let bits = config.rules.iter().filter_map(|rule| rule.scheme).map(Scheme::bits);
     match bits.min_by(f64::total_cmp) {
-        Some(bits) if bits <= 2.0 => vec![format!(
-            "{bits}-bit weights chosen without calibration data make most models unusable: validate before you ship"
+        Some(bits) if bits <= 2.0 && !calibration.asked() => vec![format!(
+            "{bits}-bit weights chosen without calibration data make most models unusable: use --calibrate, and validate before you ship"
         )],
         _ => Vec::new(),
     }

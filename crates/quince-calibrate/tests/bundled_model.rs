@@ -1,0 +1,55 @@
+//! What calibration is worth on the bundled model, in perplexity on text that it was not calibrated on.
+
+use quince_calibrate::{CollectOptions, Statistics, Texts, collect};
+use quince_checkpoint::Checkpoint;
+use quince_compress::{Guide, Nbits, OptimizationConfig, Palette, compress_guided};
+use quince_convert::{Options, convert};
+use quince_engine::Engine;
+use quince_mil::Program;
+use quince_runtime::{Decoder, SpecialTokens, Tokenizer, Windows, perplexity};
+use std::path::Path;
+use std::sync::Arc;
+
+fn model() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/tiny-llama"))
+}
+
+fn program() -> Program {
+    let options = Options { functions: vec![quince_convert::FunctionName::Full], ..Options::default() };
+    convert(&Checkpoint::open(model()).unwrap(), &options).unwrap().program
+}
+
+fn decoder(program: Program) -> Decoder {
+    Decoder::new(Arc::new(Engine::load(program, quince_engine::Options::default()).unwrap())).unwrap()
+}
+
+fn measured(program: Program, tokenizer: &Tokenizer) -> f64 {
+    let text = std::fs::read_to_string(model().join("heldout_stories.txt")).unwrap();
+    let tokens = tokenizer.encode(&text[..12000], SpecialTokens::Omit).unwrap();
+    let mut decoder = decoder(program);
+    let windows = Windows::new(&decoder, Some(tokenizer), Some(256)).unwrap();
+    perplexity(&mut decoder, &tokens, windows, &mut |_, _| ()).unwrap().perplexity
+}
+
+#[test]
+fn calibration_saves_much_of_what_low_bits_cost() {
+    let tokenizer = Tokenizer::from_dir(model()).unwrap();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let begin = tokenizer.begin_of_text().unwrap();
+    // A cache makes no difference to what is written, only to how long it takes.
+    let cached = convert(&Checkpoint::open(model()).unwrap(), &Options::default()).unwrap().program;
+    let texts = Texts::written_by(&mut decoder(cached), begin, tokenizer.eos(), [256, 8192], &mut |_| ()).unwrap();
+    collect(&mut decoder(program()), &texts, file.path(), CollectOptions::default(), &mut |_, _| ()).unwrap();
+    let guide: Arc<dyn Guide> = Arc::new(Statistics::open(file.path()).unwrap());
+    let original = measured(program(), &tokenizer);
+    for (bits, most) in [(4, 0.85), (3, 0.85), (2, 0.6)] {
+        let config = OptimizationConfig::all(Palette::kmeans(Nbits::new(bits).unwrap(), Some(16)).into());
+        let [plain, calibrated] = [None, Some(guide.clone())].map(|guide| {
+            let mut program = program();
+            compress_guided(&mut program, &config, guide).unwrap();
+            measured(program, &tokenizer)
+        });
+        println!("{bits} bits: {original} {plain} {calibrated}");
+        assert!(calibrated - original < most * (plain - original), "{bits} bits: {original} {plain} {calibrated}");
+    }
+}
