@@ -10,6 +10,7 @@ enum Meta<'a> {
     F32(f32),
     Text(&'a str),
     Texts(&'a [&'a str]),
+    F32s(&'a [f32]),
 }
 
 /// A file of float32 tensors, with shapes as everywhere but in GGUF.
@@ -35,6 +36,11 @@ fn file(version: u32, metadata: &[(&str, Meta)], tensors: &[(&str, &[usize], Vec
                 out.extend([9u32.to_le_bytes(), 8u32.to_le_bytes()].concat());
                 out.extend((values.len() as u64).to_le_bytes());
                 values.iter().for_each(|value| text(&mut out, value));
+            }
+            Meta::F32s(values) => {
+                out.extend([9u32.to_le_bytes(), 6u32.to_le_bytes()].concat());
+                out.extend((values.len() as u64).to_le_bytes());
+                values.iter().for_each(|value| out.extend(value.to_le_bytes()));
             }
         }
     }
@@ -190,6 +196,29 @@ fn encoders_are_told_apart_by_their_vocabulary() {
     assert_eq!(values(&roberta, "embeddings.position_embeddings.weight", &[4, 1]), [0., 0., 1., 2.]);
     assert_eq!(roberta.config().model_type().unwrap(), "xlm-roberta");
     assert_eq!(roberta.config().field::<f64>("layer_norm_eps").unwrap(), 1e-5);
+}
+
+#[test]
+fn special_tokens_of_phi_3_take_the_space_after_them() {
+    let added = |architecture| {
+        let tokens = Meta::Texts(&["<unk>", "<s>", "</s>", "<|user|>", "a"]);
+        let metadata = [
+            ("general.architecture", Meta::Text(architecture)),
+            ("tokenizer.ggml.model", Meta::Text("llama")),
+            ("tokenizer.ggml.tokens", tokens),
+            ("tokenizer.ggml.scores", Meta::F32s(&[0.0; 5])),
+            ("tokenizer.ggml.token_type", Meta::F32s(&[2.0, 3.0, 4.0, 3.0, 1.0])),
+        ];
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("vocabulary.gguf");
+        std::fs::write(&path, file(3, &metadata, &[])).unwrap();
+        let files = quince_checkpoint::gguf_vocabulary(&path).unwrap();
+        let tokenizer: serde_json::Value = serde_json::from_str(&files["tokenizer.json"]).unwrap();
+        let tokens = tokenizer["added_tokens"].as_array().unwrap().iter();
+        tokens.map(|token| token["rstrip"].as_bool().unwrap()).collect::<Vec<_>>()
+    };
+    assert_eq!(added("phi3"), [false, false, true, true]);
+    assert_eq!(added("llama"), [false; 4]);
 }
 
 /// The parts of a model in a directory; `counts` says what each claims of how many there are.

@@ -1,16 +1,15 @@
 //! Chat templates: the Jinja programs that turn a conversation into the prompt a model was trained on.
 //!
-//! Rendering equals `apply_chat_template` of transformers; the environment that this takes is in `jinja.rs`. One thing
-//! is not imitated: text marked `safe` does not escape what is added to it.
+//! Rendering equals `apply_chat_template` of transformers 5; the environment that this takes is in `jinja.rs`.
 
 use minijinja::Environment;
-use minijinja::value::{Serde, Value};
+use minijinja::value::Value;
 use quince_tensor::{Error, Result, bail};
 use serde::{Deserialize, Serialize};
 use serde_json::Map;
 
-use crate::jinja;
 use crate::python::Moment;
+use crate::{jinja, jinja_source};
 
 /// One message of a conversation: `role`, mostly `content`, and whatever else the template knows (`tool_calls`,
 /// `name`, `reasoning_content`, ...), in the order given.
@@ -33,6 +32,21 @@ impl Message {
     /// All fields, in the order given.
     pub fn fields(&self) -> &Map<String, serde_json::Value> {
         &self.0
+    }
+
+    /// The fields that templates see. As transformers has it, fields that are null are not there (many templates would
+    /// write `None`), and reasoning is found under the names that templates know for it.
+    fn for_template(&self) -> Map<String, serde_json::Value> {
+        let given = || self.0.iter().filter(|(_, value)| !value.is_null());
+        let reasoning = ["reasoning_content", "thinking", "reasoning"].into_iter().find_map(|name| {
+            let value = self.0.get(name)?;
+            (!value.is_null()).then(|| value.clone())
+        });
+        let mut fields = Map::new();
+        fields.extend(reasoning.iter().map(|value| ("thinking".to_owned(), value.clone())));
+        fields.extend(given().map(|(name, value)| (name.clone(), value.clone())));
+        fields.extend(reasoning.map(|value| ("reasoning_content".to_owned(), value)));
+        fields
     }
 }
 
@@ -92,7 +106,7 @@ impl ChatTemplate {
         let mut environment = jinja::environment()?;
         for (name, source) in sources {
             environment
-                .add_template_owned(name.clone(), plain_generation_tags(source))
+                .add_template_owned(name.clone(), jinja_source::for_minijinja(source))
                 .map_err(|error| explain(name, &error))?;
         }
         Ok(ChatTemplate { environment, names: sources.iter().map(|(name, _)| name.clone()).collect(), special_tokens })
@@ -132,11 +146,15 @@ impl ChatTemplate {
         let now = request.now;
         let mut variables: Vec<(String, Value)> = Vec::new();
         for (name, value) in self.special_tokens.iter().chain(&request.variables) {
-            variables.push((name.clone(), Value::from(Serde(value))));
+            variables.push((name.clone(), jinja::from_json(value)));
         }
-        let tools = if request.tools.is_empty() { Value::from(()) } else { Value::from(Serde(request.tools)) };
+        let tools = match request.tools {
+            [] => Value::from(()),
+            tools => tools.iter().map(jinja::from_json).collect(),
+        };
+        let messages: Value = request.messages.iter().map(|message| jinja::dict(&message.for_template())).collect();
         let own = [
-            ("messages", Value::from(Serde(request.messages))),
+            ("messages", messages),
             ("tools", tools),
             ("add_generation_prompt", Value::from(request.add_generation_prompt)),
             ("strftime_now", Value::from_function(move |format: &str| now.strftime(format))),
@@ -147,32 +165,6 @@ impl ChatTemplate {
         }
         Value::from_pairs(variables)
     }
-}
-
-/// Writes `generation` tags, which mark what the assistant said for training and print nothing themselves, as
-/// `with` blocks: those have the same scope and the same handling of white space.
-fn plain_generation_tags(source: &str) -> String {
-    let mut out = String::with_capacity(source.len());
-    let mut rest = source;
-    while let Some(start) = rest.find("{%") {
-        let (before, tag) = rest.split_at(start);
-        out.push_str(before);
-        let Some(end) = tag.find("%}") else {
-            rest = tag;
-            break;
-        };
-        let inside = &tag[2..end];
-        match inside.trim_matches(|c: char| c.is_whitespace() || c == '-' || c == '+') {
-            word @ ("generation" | "endgeneration") => {
-                let plain = if word == "generation" { "with" } else { "endwith" };
-                out.push_str(&format!("{{%{}%}}", inside.replacen(word, plain, 1)));
-            }
-            _ => out.push_str(&tag[..end + 2]),
-        }
-        rest = &tag[end + 2..];
-    }
-    out.push_str(rest);
-    out
 }
 
 fn explain(name: &str, error: &minijinja::Error) -> Error {
@@ -226,7 +218,7 @@ mod tests {
             ),
             (
                 "{{ messages[2] }}",
-                "{'role': 'assistant', 'content': None, 'tool_calls': [{'name': 'f', 'arguments': {'city': 'Köln', 'days': 2.0}}]}",
+                "{'role': 'assistant', 'tool_calls': [{'name': 'f', 'arguments': {'city': 'Köln', 'days': 2.0}}]}",
             ),
             ("{{ messages | selectattr('content') | map(attribute='role') | join(', ') }}", "system, user"),
             (
@@ -249,6 +241,27 @@ mod tests {
                 "{% for i in range(9) %}{% if i == 1 %}{% continue %}{% endif %}{% if i == 4 %}{% break %}{% endif %}{{ i }}{% endfor %}",
                 "023",
             ),
+            // A list in a text prints as a list does; what cannot be printed is escaped in it.
+            (
+                "{{ ['a\u{200b}', \"it's\", '\u{e9}\u{2028}'] }}|{{ 'x' ~ messages[2].tool_calls }}|{{ [1e-7, 1e16] | string }}",
+                "['a\\u200b', \"it's\", 'é\\u2028']|x[{'name': 'f', 'arguments': {'city': 'Köln', 'days': 2.0}}]|[1e-07, 1e+16]",
+            ),
+            ("{{ '{\n' | indent(2, first=true) }}|{{ 'a\n\nb' | indent('> ') }}|", "  {\n|a\n\n> b|"),
+            (
+                "{{ 'a  b c'.split(none, 1) }}{{ 'a  b c'.rsplit(none, 1) }}{{ 'a\x0bb\r\nc'.splitlines() }}",
+                "['a', 'b c']['a  b', 'c']['a', 'b', 'c']",
+            ),
+            (
+                "{{ '12 ' | int }} {{ 'x' | int(7) }} {{ '0x1F' | int(base=16) }} {{ '2.7' | int }} {{ none | float }} {{ 'aaa' | replace('a', 'b', 2) }}",
+                "12 7 31 2 0.0 bba",
+            ),
+            ("{{ ''[::-1] }}{{ 'ab'[::-1] }}{% for m in messages[::-1] %}{{ m.role[0] }}{% endfor %}", "baaus"),
+            // Python finds the method of the map before its key.
+            (
+                "{% set s = {'items': {'type': 'x'}} %}{{ s.items.type }}|{{ s['items'].type }}|{{ s.items is defined }}",
+                "|x|True",
+            ),
+            ("{{ '<'|safe + '>' + \"'<\" + '&'|safe }}", "<&gt;&#39;&lt;&"),
             ("{%- generation -%}\n x {%- set q = 1 %}\n{% endgeneration %}\n[{{ q }}]", "x[]"),
             ("{{ strftime_now('%d %b %Y') }}{% if add_generation_prompt %} go{% endif %}", "31 Dec 2024 go"),
         ];
@@ -268,6 +281,24 @@ mod tests {
         request.tools = &tools;
         request.variables = json!({"enable_thinking": false, "bos_token": "<x>"}).as_object().unwrap().clone();
         assert_eq!(template.unwrap().render(None, &request).unwrap(), "False <x> f");
+    }
+
+    /// Witness: transformers 5 does the same with messages before the template sees them.
+    #[test]
+    fn null_fields_are_not_there_and_reasoning_has_every_name() {
+        let seen = |message: serde_json::Value| {
+            let message: Message = serde_json::from_value(message).unwrap();
+            serde_json::Value::Object(message.for_template()).to_string()
+        };
+        assert_eq!(seen(json!({"role": "user", "content": null, "name": "x"})), r#"{"role":"user","name":"x"}"#);
+        assert_eq!(
+            seen(json!({"role": "assistant", "reasoning": "r", "thinking": null})),
+            r#"{"thinking":"r","role":"assistant","reasoning":"r","reasoning_content":"r"}"#
+        );
+        assert_eq!(
+            seen(json!({"role": "assistant", "reasoning_content": "a", "thinking": "b"})),
+            r#"{"thinking":"b","role":"assistant","reasoning_content":"a"}"#
+        );
     }
 
     #[test]

@@ -20,6 +20,7 @@ mod diff;
 mod embed;
 mod generate;
 mod jinja;
+mod jinja_source;
 pub mod metrics;
 mod model;
 mod perplexity;

@@ -146,6 +146,106 @@ impl JsonWriter<'_> {
     }
 }
 
+/// `str(value)`: strings as they are, what is in lists and maps as [`repr`].
+pub(crate) fn text(value: &Value) -> String {
+    match value.as_str() {
+        Some(text) => text.to_owned(),
+        None if value.is_undefined() => String::new(),
+        None => {
+            let mut out = String::new();
+            repr(value, &mut out, 0);
+            out
+        }
+    }
+}
+
+/// `repr(value)`.
+fn repr(value: &Value, out: &mut String, depth: usize) {
+    let number = (value.kind() == ValueKind::Number && !value.is_integer()).then(|| f64::try_from(value.clone()));
+    match value.kind() {
+        _ if depth > MAX_DEPTH => out.push_str("..."),
+        ValueKind::String => string_repr(value.as_str().unwrap_or_default(), out),
+        ValueKind::Undefined => out.push_str("Undefined"),
+        ValueKind::Number => match number {
+            Some(Ok(number)) if number.is_finite() => out.push_str(&float_repr(number)),
+            _ => out.push_str(&value.to_string().to_lowercase()),
+        },
+        ValueKind::Seq | ValueKind::Map => {
+            let is_map = value.kind() == ValueKind::Map;
+            let items: Vec<Value> = value.try_iter().map(Iterator::collect).unwrap_or_default();
+            let (open, close) = match is_map {
+                true => ('{', '}'),
+                false if value.is_tuple() => ('(', ')'),
+                false => ('[', ']'),
+            };
+            out.push(open);
+            for (index, item) in items.iter().enumerate() {
+                out.push_str(if index > 0 { ", " } else { "" });
+                repr(item, out, depth + 1);
+                if is_map {
+                    out.push_str(": ");
+                    repr(&value.get_item(item).unwrap_or_default(), out, depth + 1);
+                }
+            }
+            out.push_str(if open == '(' && items.len() == 1 { "," } else { "" });
+            out.push(close);
+        }
+        _ => out.push_str(&value.to_string()),
+    }
+}
+
+/// `repr` of a string: in single quotes unless only those are in it; what cannot be printed is escaped.
+fn string_repr(text: &str, out: &mut String) {
+    let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
+    out.push(quote);
+    for c in text.chars() {
+        match c {
+            '\n' => out.push_str("\\n"),
+            '\r' => out.push_str("\\r"),
+            '\t' => out.push_str("\\t"),
+            c if c == '\\' || c == quote => out.extend(['\\', c]),
+            c if is_printable(c) => out.push(c),
+            c => {
+                let code = u32::from(c);
+                out.push_str(&match code {
+                    0..=0xff => format!("\\x{code:02x}"),
+                    0x100..=0xffff => format!("\\u{code:04x}"),
+                    _ => format!("\\U{code:08x}"),
+                });
+            }
+        }
+    }
+    out.push(quote);
+}
+
+/// `str.isprintable`: no separators but the space, no controls, formats, surrogates, private or unassigned characters.
+/// The standard library escapes the same, after another character (a mark alone would join the quote).
+fn is_printable(c: char) -> bool {
+    matches!(c, '"' | '\'' | '\\') || String::from_iter(['a', c]).escape_debug().nth(2).is_none()
+}
+
+/// `str.isspace` of a character: some controls are, other than by Unicode's property.
+pub(crate) fn is_space(c: char) -> bool {
+    c.is_whitespace() || ('\x1c'..='\x1f').contains(&c)
+}
+
+/// `str.splitlines(keepends)`.
+pub(crate) fn split_lines(text: &str, keep_ends: bool) -> Vec<&str> {
+    let mut lines = Vec::new();
+    let mut rest = text;
+    let is_end = |c: char| matches!(c, '\n'..='\r' | '\x1c'..='\x1e' | '\u{85}' | '\u{2028}' | '\u{2029}');
+    while let Some(end) = rest.find(is_end) {
+        let length =
+            if rest[end..].starts_with("\r\n") { 2 } else { rest[end..].chars().next().map_or(1, char::len_utf8) };
+        lines.push(&rest[..if keep_ends { end + length } else { end }]);
+        rest = &rest[end + length..];
+    }
+    if !rest.is_empty() {
+        lines.push(rest);
+    }
+    lines
+}
+
 /// JSON keys are strings; Python writes numbers, booleans and None as their JSON text.
 fn key_text(key: &Value) -> Result<String, Error> {
     match key.kind() {

@@ -216,18 +216,27 @@ impl<'a> Vocabulary<'a> {
     /// The tokens that are found in text before it is cut into words.
     fn added(&self) -> impl Iterator<Item = Value> {
         let all = self.tokens.iter().zip(&self.kinds).enumerate();
-        all.filter_map(|(id, (token, kind))| {
+        let swallows = self.swallows_space();
+        all.filter_map(move |(id, (token, kind))| {
             let special = match kind {
                 TokenKind::Control | TokenKind::Unknown => true,
                 TokenKind::UserDefined => false,
                 _ => return None,
             };
             let mask = *token == "<mask>";
+            let strips =
+                swallows && (special || *token == "</s>") && !matches!(*token, "<unk>" | "<s>" | "<|endoftext|>");
             (!token.is_empty()).then(|| {
-                json!({"id": id, "content": token, "single_word": false, "lstrip": mask, "rstrip": false,
+                json!({"id": id, "content": token, "single_word": false, "lstrip": mask, "rstrip": strips,
                     "normalized": false, "special": special})
             })
         })
+    }
+
+    /// Whether special tokens take the white space after them, as those of Phi-3 do. GGUF has no key for that.
+    fn swallows_space(&self) -> bool {
+        let text = |key| self.metadata.text(key).ok().flatten().unwrap_or_default();
+        text("tokenizer.ggml.model") == "llama" && text("general.architecture") == "phi3"
     }
 
     /// The tokens before and after a text, and between two.
