@@ -151,8 +151,10 @@ pub(crate) fn every_second(weight: &Weight, first: usize) -> Result<Weight> {
     }
     let row = rest.iter().product::<usize>() * width;
     let pick = move |tensor: &Tensor| {
+        let mut out = Vec::with_capacity(tensor.bytes().len() / 2);
         let rows = tensor.bytes().chunks_exact(row.max(1));
-        rows.skip(first).step_by(2).flatten().copied().collect()
+        rows.skip(first).step_by(2).for_each(|row| out.extend_from_slice(row));
+        out
     };
     let shape = [&[shape[0], rows / 2], rest].concat();
     one_after_the_other(&mapped(weight, shape, true, pick))
@@ -169,7 +171,7 @@ pub(crate) fn one_after_the_other(weight: &Weight) -> Result<Weight> {
     let shape = [&[parts.saturating_mul(rows)], rest].concat();
     let source = weight.clone();
     let part = move |i: usize| source.rows(i..i + 1)?.reshape([&[rows], &source.shape()[2..]].concat());
-    let source = Parts { rows, shape: shape.clone(), part: Box::new(part), last: Mutex::new(None) };
+    let source = Parts { rows, shape: shape.clone(), part: Box::new(part), recent: Mutex::default() };
     Ok(Weight::new(weight.name(), weight.dtype(), &shape, Arc::new(source)))
 }
 
@@ -201,7 +203,7 @@ pub(crate) fn stacked(name: &str, mut weights: Vec<Weight>) -> Result<Weight> {
     let &[rows, ref rest @ ..] = first.shape() else { bail!("weight `{name}`: found numbers, expected matrices") };
     let shape = [&[weights.len().saturating_mul(rows)], rest].concat();
     let source =
-        Parts { rows, shape: shape.clone(), part: Box::new(move |i| weights[i].load()), last: Mutex::new(None) };
+        Parts { rows, shape: shape.clone(), part: Box::new(move |i| weights[i].load()), recent: Mutex::default() };
     Ok(Weight::new(name, first.dtype(), &shape, Arc::new(source)))
 }
 
@@ -211,20 +213,45 @@ struct Parts {
     rows: usize,
     shape: Vec<usize>,
     part: Box<dyn Fn(usize) -> Result<Tensor> + Send + Sync>,
-    /// The matrix that was asked for last, by its number: rows are mostly asked for in order, fewer at a time than a
-    /// matrix has.
-    last: Mutex<Option<(usize, Tensor)>>,
+    /// The matrices that were asked for last. Rows are mostly asked for in order, fewer at a time than a matrix has, and by
+    /// several threads that each have begun elsewhere.
+    recent: Mutex<Vec<Recent>>,
+}
+
+/// A matrix of which not all rows have been asked for.
+struct Recent {
+    number: usize,
+    /// Rows that have not been asked for.
+    left: usize,
+    tensor: Arc<Mutex<Option<Tensor>>>,
 }
 
 impl Parts {
-    fn part(&self, number: usize) -> Result<Tensor> {
-        let mut last = self.last.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-        if let Some((_, tensor)) = last.as_ref().filter(|(there, _)| *there == number) {
+    /// The matrix of this number, of which so many rows are needed now. It is forgotten once each row was needed.
+    fn part(&self, number: usize, rows: usize) -> Result<Tensor> {
+        let place = self.place(number, rows);
+        let mut place = place.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if let Some(tensor) = &*place {
             return Ok(tensor.clone());
         }
         let tensor = (self.part)(number)?;
-        *last = Some((number, tensor.clone()));
+        *place = Some(tensor.clone());
         Ok(tensor)
+    }
+
+    /// Where the matrix is or will be. Only who needs the same one waits while it is computed.
+    fn place(&self, number: usize, rows: usize) -> Arc<Mutex<Option<Tensor>>> {
+        let most = std::thread::available_parallelism().map_or(1, usize::from).clamp(2, 16);
+        let mut recent = self.recent.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let found = recent.iter().position(|recent| recent.number == number).map(|index| recent.remove(index));
+        let mut found = found.unwrap_or_else(|| Recent { number, left: self.rows, tensor: Arc::default() });
+        found.left = found.left.saturating_sub(rows);
+        let tensor = found.tensor.clone();
+        if found.left > 0 {
+            recent.truncate(most - 1);
+            recent.insert(0, found);
+        }
+        tensor
     }
 }
 
@@ -239,14 +266,10 @@ impl WeightSource for Parts {
         while next < rows.end {
             let (number, first) = (next / self.rows, next % self.rows);
             let count = (self.rows - first).min(rows.end - next);
-            let part = self.part(number)?.rows(first..first + count)?;
+            let part = self.part(number, count)?.rows(first..first + count)?;
             dtype = Some(part.dtype());
             bytes.extend_from_slice(part.bytes());
             next += count;
-        }
-        // The last rows may be asked for again, but not soon.
-        if rows.end == self.shape[0] {
-            *self.last.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = None;
         }
         let Some(dtype) = dtype else { bail!("found no rows, expected at least one") };
         Tensor::new(dtype, [&[rows.len()], &self.shape[1..]].concat(), Bytes::from_vec(bytes))
@@ -311,18 +334,29 @@ fn element_width(weight: &Weight) -> Result<usize> {
     }
 }
 
-/// Appends the transpose of a matrix. Squares of it are read at a time, so that each line of memory is fetched once.
+/// Appends the transpose of a matrix.
 fn transpose_into(matrix: &[u8], rows: usize, columns: usize, width: usize, out: &mut Vec<u8>) {
-    const SIDE: usize = 32;
     let start = out.len();
     out.resize(start + matrix.len(), 0);
     let out = &mut out[start..];
+    match width {
+        1 => transpose_elements::<1>(matrix, rows, columns, out),
+        2 => transpose_elements::<2>(matrix, rows, columns, out),
+        4 => transpose_elements::<4>(matrix, rows, columns, out),
+        _ => transpose_elements::<8>(matrix, rows, columns, out),
+    }
+}
+
+/// Squares of the matrix are read at a time, so that each line of memory is fetched once.
+fn transpose_elements<const WIDTH: usize>(matrix: &[u8], rows: usize, columns: usize, out: &mut [u8]) {
+    const SIDE: usize = 32;
+    let (matrix, _) = matrix.as_chunks::<WIDTH>();
+    let (out, _) = out.as_chunks_mut::<WIDTH>();
     for top in (0..rows).step_by(SIDE) {
         for left in (0..columns).step_by(SIDE) {
             for row in top..rows.min(top + SIDE) {
                 for column in left..columns.min(left + SIDE) {
-                    let (from, to) = ((row * columns + column) * width, (column * rows + row) * width);
-                    out[to..to + width].copy_from_slice(&matrix[from..from + width]);
+                    out[column * rows + row] = matrix[row * columns + column];
                 }
             }
         }
@@ -363,6 +397,12 @@ mod tests {
         let s = stacked("s", vec![iota(&[2, 2]), iota(&[2, 2])]).unwrap();
         assert_eq!((s.shape(), values(&s)), (&[4, 2][..], vec![0.0, 1.0, 2.0, 3.0, 0.0, 1.0, 2.0, 3.0]));
         assert_eq!(s.rows(1..3).unwrap().to_f32().unwrap(), [2.0, 3.0, 0.0, 1.0]);
+        for _ in 0..2 {
+            // Whatever was kept of the rows before.
+            let by_row: Vec<f32> =
+                [3, 0, 2, 1].iter().map(|&i| s.rows(i..i + 1).unwrap().to_f32().unwrap()[1]).collect();
+            assert_eq!(by_row, [3.0, 1.0, 1.0, 3.0]);
+        }
         assert!(stacked("s", vec![iota(&[1, 2]), iota(&[2, 1])]).is_err() && stacked("s", Vec::new()).is_err());
         assert_eq!(values(&one_after_the_other(&iota(&[2, 2, 1])).unwrap()), [0.0, 1.0, 2.0, 3.0]);
         let small = Weight::from_tensor("w", Tensor::from_f32(DType::F16, [2], vec![1e-4, -1.0]).unwrap());

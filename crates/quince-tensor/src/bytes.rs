@@ -37,6 +37,31 @@ impl Owner for memmap2::Mmap {
     }
 }
 
+/// Bytes of a mapped file whose memory goes back to the system with the last that uses them.
+struct Lent(Bytes);
+
+impl Owner for Lent {
+    fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        // Around a page that is read, Linux maps those of its 64 KiB that it has: neighbours that went back come again
+        // and would stay, so they go back once more.
+        const AROUND: usize = 64 << 10;
+        let Bytes { owner, range } = &self.0;
+        let base = owner.bytes().as_ptr() as usize;
+        let start = ((base + range.start) / AROUND * AROUND).max(base) - base;
+        let end = ((base + range.end).next_multiple_of(AROUND) - base).min(owner.bytes().len());
+        Bytes { owner: owner.clone(), range: start..end }.give_back(0..end - start);
+    }
+}
+
 /// Memory of no file.
 #[cfg(target_os = "linux")]
 pub(crate) struct Anonymous(pub(crate) memmap2::MmapMut);
@@ -79,8 +104,21 @@ impl Bytes {
         Some(Bytes { owner: self.owner.clone(), range: self.range.start + range.start..self.range.start + range.end })
     }
 
+    /// The same bytes; where they are mapped, the system gets their memory back when the last clone of the result is
+    /// gone. Who goes through a large file so never has more of it in memory than what is in use.
+    #[must_use]
+    pub fn lent(&self) -> Bytes {
+        if !self.owner.as_any().is::<memmap2::Mmap>() {
+            return self.clone();
+        }
+        Bytes { range: 0..self.len(), owner: Arc::new(Lent(self.clone())) }
+    }
+
     /// Lets the system have the memory of a range of mapped bytes; they come from the file again when they are read.
     pub fn give_back(&self, range: Range<usize>) {
+        if let Some(Lent(bytes)) = self.owner.as_any().downcast_ref() {
+            return bytes.give_back(self.range.start + range.start..self.range.start + range.end);
+        }
         #[cfg(target_os = "linux")]
         if let Some(map) = self.owner.as_any().downcast_ref::<memmap2::Mmap>() {
             let start = self.range.start + range.start;
@@ -94,7 +132,8 @@ impl Bytes {
 
     /// Whether the bytes lie in a mapped file.
     pub fn is_mapped(&self) -> bool {
-        self.owner.as_any().is::<memmap2::Mmap>()
+        let owner = self.owner.as_any();
+        owner.is::<memmap2::Mmap>() || owner.is::<Lent>()
     }
 }
 

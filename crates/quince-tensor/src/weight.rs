@@ -164,7 +164,11 @@ struct Resident(Tensor);
 
 impl WeightSource for Resident {
     fn load(&self) -> Result<Tensor> {
-        Ok(self.0.clone())
+        Tensor::new(self.0.dtype(), self.0.shape(), self.0.bytes().lent())
+    }
+    fn rows(&self, rows: Range<usize>) -> Result<Tensor> {
+        let rows = self.0.rows(rows)?;
+        Tensor::new(rows.dtype(), rows.shape(), rows.bytes().lent())
     }
     fn streams(&self) -> bool {
         true
@@ -275,6 +279,35 @@ mod tests {
         assert!(ids.windows(2).all(|pair| pair[0] < pair[1]));
         let weight = Weight::from_tensor("w", Tensor::vector(vec![1f32]));
         assert_eq!(weight.renamed("v").id(), weight.id());
+    }
+
+    /// Witness: what the kernel says the process has of the file in memory.
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn going_through_a_mapped_file_leaves_none_of_it_in_memory() {
+        let (rows, columns) = (100, 40_000);
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), vec![7u8; rows * columns]).unwrap();
+        // SAFETY: nothing else knows the file.
+        let map = unsafe { memmap2::Mmap::map(file.as_file()) }.unwrap();
+        let bytes = crate::Bytes::from_mmap(map);
+        let weight = Weight::from_tensor("w", Tensor::new(DType::U8, [rows, columns], bytes.clone()).unwrap());
+        let resident_kib = || -> usize {
+            let maps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+            let ours = maps.split(file.path().to_str().unwrap()).nth(1).unwrap();
+            let line = ours.lines().find(|line| line.starts_with("Rss:")).unwrap();
+            line.split_whitespace().nth(1).unwrap().parse().unwrap()
+        };
+        let kept = weight.load().unwrap();
+        assert!(kept.bytes().is_mapped() && kept.bytes().iter().all(|&byte| byte == 7));
+        assert!(resident_kib() > 3500);
+        drop(kept);
+        for row in 0..rows {
+            let row = weight.rows(row..row + 1).unwrap();
+            assert!(row.bytes().is_mapped() && row.bytes().iter().all(|&byte| byte == 7));
+        }
+        assert!(resident_kib() < 200, "{} KiB", resident_kib());
+        assert!(bytes.iter().all(|&byte| byte == 7));
     }
 
     #[test]

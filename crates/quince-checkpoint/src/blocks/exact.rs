@@ -71,18 +71,18 @@ struct Parts {
 
 impl Parts {
     /// The blocks of the rows in their order.
-    fn blocks(&self) -> impl Iterator<Item = &[u8]> {
+    fn blocks<'a>(&'a self, bytes: &'a Bytes) -> impl Iterator<Item = &'a [u8]> {
         let (period, row) = (self.order.len(), self.columns / self.block.elements * self.block.bytes);
         (0..self.rows).flat_map(move |index| {
             let source = index / period * period + self.order.get(index % period).copied().unwrap_or(0);
-            let bytes = self.bytes.get(source * row..(source + 1) * row).unwrap_or_default();
+            let bytes = bytes.get(source * row..(source + 1) * row).unwrap_or_default();
             bytes.chunks_exact(self.block.bytes)
         })
     }
 
     fn codes(&self) -> Result<Tensor> {
         let mut codes = Vec::with_capacity(self.rows * self.columns);
-        for block in self.blocks() {
+        for block in self.blocks(&self.bytes.lent()) {
             match self.form {
                 Form::Bytes => codes.extend_from_slice(&block[2..]),
                 Form::Nibbles => {
@@ -104,7 +104,8 @@ impl Parts {
             Form::Floats => scale_of_exponent(block[0]),
             _ => half(block, 0),
         };
-        Tensor::from_vec([self.rows, self.columns / self.block.elements], self.blocks().map(scale).collect())
+        let scales = self.blocks(&self.bytes.lent()).map(scale).collect();
+        Tensor::from_vec([self.rows, self.columns / self.block.elements], scales)
     }
 }
 

@@ -111,7 +111,7 @@ impl Blocks {
 
 impl WeightSource for Blocks {
     fn load(&self) -> Result<Tensor> {
-        self.decoded(&self.bytes, self.shape.clone())
+        self.decoded(&self.bytes.lent(), self.shape.clone())
     }
 
     fn rows(&self, rows: Range<usize>) -> Result<Tensor> {
@@ -120,8 +120,8 @@ impl WeightSource for Blocks {
             Some(bytes) if self.streams() => rows.start * bytes..rows.end * bytes,
             _ => return self.load()?.rows(rows),
         };
-        match self.bytes.get(range) {
-            Some(bytes) => self.decoded(bytes, [&[rows.len()], inner].concat()),
+        match self.bytes.slice(range) {
+            Some(bytes) => self.decoded(&bytes.lent(), [&[rows.len()], inner].concat()),
             None => bail!("rows {rows:?} lie outside the {} bytes of the tensor", self.bytes.len()),
         }
     }
