@@ -241,6 +241,18 @@ mod tests {
                 "{% for i in range(9) %}{% if i == 1 %}{% continue %}{% endif %}{% if i == 4 %}{% break %}{% endif %}{{ i }}{% endfor %}",
                 "023",
             ),
+            ("{%- generation -%}\n x {%- set q = 1 %}\n{% endgeneration %}\n[{{ q }}]", "x[]"),
+            ("{{ strftime_now('%d %b %Y') }}{% if add_generation_prompt %} go{% endif %}", "31 Dec 2024 go"),
+        ];
+        for (source, expected) in cases {
+            assert_eq!(render(source).unwrap_or_else(|error| error.to_string()), expected, "{source}");
+        }
+    }
+
+    /// Expected texts: as above.
+    #[test]
+    fn values_and_filters_are_those_of_python() {
+        let cases = [
             // A list in a text prints as a list does; what cannot be printed is escaped in it.
             (
                 "{{ ['a\u{200b}', \"it's\", '\u{e9}\u{2028}'] }}|{{ 'x' ~ messages[2].tool_calls }}|{{ [1e-7, 1e16] | string }}",
@@ -262,8 +274,6 @@ mod tests {
                 "|x|True",
             ),
             ("{{ '<'|safe + '>' + \"'<\" + '&'|safe }}", "<&gt;&#39;&lt;&"),
-            ("{%- generation -%}\n x {%- set q = 1 %}\n{% endgeneration %}\n[{{ q }}]", "x[]"),
-            ("{{ strftime_now('%d %b %Y') }}{% if add_generation_prompt %} go{% endif %}", "31 Dec 2024 go"),
         ];
         for (source, expected) in cases {
             assert_eq!(render(source).unwrap_or_else(|error| error.to_string()), expected, "{source}");

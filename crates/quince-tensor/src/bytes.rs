@@ -51,9 +51,9 @@ impl Owner for Lent {
 
 impl Drop for Lent {
     fn drop(&mut self) {
-        // Around a page that is read, Linux maps those of its 64 KiB that it has: neighbours that went back come again
-        // and would stay, so they go back once more.
-        const AROUND: usize = 64 << 10;
+        // Around a page that is read, Linux maps others that it has, at most those of its 2 MiB: neighbours that went back
+        // come again and would stay, so they go back once more.
+        const AROUND: usize = 2 << 20;
         let Bytes { owner, range } = &self.0;
         let base = owner.bytes().as_ptr() as usize;
         let start = ((base + range.start) / AROUND * AROUND).max(base) - base;
