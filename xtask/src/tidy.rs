@@ -18,13 +18,14 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("quince-tensor", &[]),
     ("quince-mil", &["quince-tensor"]),
     ("quince-mlpackage", &["quince-mil"]),
+    ("quince-hub", &["quince-tensor"]),
     ("quince-checkpoint", &["quince-tensor"]),
     ("quince-compress", &["quince-mil"]),
     ("quince-convert", &["quince-mil", "quince-checkpoint"]),
     ("quince-engine", &["quince-mil"]),
     ("quince-runtime", &["quince-engine", "quince-mlpackage"]),
     ("quince-calibrate", &["quince-runtime", "quince-compress"]),
-    ("quince", &["quince-calibrate", "quince-convert"]),
+    ("quince", &["quince-calibrate", "quince-convert", "quince-hub"]),
 ];
 
 /// What breaks a rule.

@@ -269,6 +269,11 @@ impl Checkpoint {
             Some(directory) => std::fs::canonicalize(directory).unwrap_or_else(|_| directory.to_path_buf()),
             None => self.config.path().with_extension(""),
         };
+        // In the cache of huggingface_hub a directory has the name of a commit, two below that of the model.
+        let above = path.ancestors().nth(2).and_then(|path| path.file_name()?.to_str()?.strip_prefix("models--"));
+        if let Some(model) = above.filter(|_| path.parent().is_some_and(|parent| parent.ends_with("snapshots"))) {
+            return model.rsplit("--").next().unwrap_or(model).to_string();
+        }
         path.file_name().map_or("model".to_string(), |name| name.to_string_lossy().into_owned())
     }
 

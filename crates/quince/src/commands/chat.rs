@@ -6,6 +6,7 @@ use crate::interrupt;
 use crate::loading::{self, Model, Purpose};
 use crate::options::adapter::AdapterArg;
 use crate::options::engine::EngineArgs;
+use crate::options::hub::HubArgs;
 use crate::options::sampling::SamplingArgs;
 use quince_engine::Precision;
 use quince_runtime::{
@@ -32,7 +33,7 @@ Examples:
   quince chat tiny.bundle --system \"You are kind.\" --temperature 0.7 --top-p 0.95
   echo \"What is my name?\" | quince chat tiny.bundle")]
 pub struct Args {
-    /// A bundle, a package beside its tokenizer, or a checkpoint, which is run in float32
+    /// A bundle, a package beside its tokenizer, or a checkpoint or model of the Hub, which is run in float32
     model: PathBuf,
     /// A message that stands before the conversation and tells the model how to answer
     #[arg(long, value_name = "TEXT")]
@@ -43,12 +44,15 @@ pub struct Args {
     adapter: AdapterArg,
     #[command(flatten)]
     engine: EngineArgs,
+    #[command(flatten)]
+    hub: HubArgs,
 }
 
 /// Talks until there is nothing more to read.
 pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
     let options = args.engine.options(console, Precision::Default);
-    let Model { decoder, tokenizer } = loading::load(&args.model, Purpose::Continue, args.adapter.name(), options)?;
+    let path = args.hub.path(&args.model, console)?;
+    let Model { decoder, tokenizer } = loading::load(&path, Purpose::Continue, args.adapter.name(), options)?;
     let Some(tokenizer) = tokenizer else {
         return Err(Error::new("found no tokenizer.json, expected one beside the model")
             .at(args.model.display())

@@ -11,6 +11,7 @@ use crate::console::Console;
 use crate::failure::{Failure, Result};
 use crate::loading;
 use crate::options::calibration::CalibrationArgs;
+use crate::options::hub::HubArgs;
 use crate::options::compression::{self, CompressionArgs};
 use crate::options::target::{DeploymentTarget, Units};
 use crate::output::{self, Existing, Output};
@@ -36,12 +37,19 @@ use std::time::Instant;
 /// in .mlpackage is the package alone. The same input gives the same bytes. One weight at a time is in memory, so that
 /// a model of any size converts on any machine. Nothing is left if the conversion fails or is interrupted.
 ///
+/// A name like organisation/name that is no path here is a model of the Hugging Face Hub. HF_HOME or HF_HUB_CACHE say where
+/// it is kept, HF_ENDPOINT whom to ask; private and gated models need a token in HF_TOKEN, or that of `hf auth login`.
+/// A download that was cut goes on where it ended.
+///
 /// A compiled model (.mlmodelc), as apps contain them, becomes the package that it was made of.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
   quince convert models/tiny-llama -o tiny.bundle
       float16, functions init and decode, KV cache as state
+  quince convert Qwen/Qwen3-0.6B -o qwen.bundle
+      a model of the Hub: it is downloaded into the cache of huggingface_hub, and found there
+      the next time; org/name-GGUF:Q8_0 is a GGUF file by its quantization
   quince convert MODEL -o out.bundle --wbits 4 --palett-group-size 16 --context 1024 --validate
       4-bit weights, a lookup table for every 16 output channels, room for 1024 tokens; then
       the package is run against the checkpoint
@@ -63,7 +71,7 @@ Examples:
   quince convert App.app/model.mlmodelc -o model.mlpackage
       back from a compiled model")]
 pub struct Args {
-    /// A directory with config.json and safetensors, a GGUF file, or a compiled model
+    /// A directory with config.json and safetensors, a GGUF file, a model of the Hugging Face Hub, or a compiled model
     model: PathBuf,
     /// The bundle, or the package if the name ends in .mlpackage
     #[arg(long, short, value_name = "BUNDLE")]
@@ -118,6 +126,8 @@ pub struct Args {
     /// Run the package against the checkpoint; the report goes into the bundle, and the exit status is 1 if it falls
     #[arg(long, alias = "profile-validate")]
     validate: bool,
+    #[command(flatten)]
+    hub: HubArgs,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -212,13 +222,14 @@ pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
     if config.is_none() && args.calibration.asked() {
         return Err(Failure::usage_hint("found --calibrate without a way to compress", "add --wbits 4"));
     }
-    let original = Checkpoint::open(&args.model)?;
+    let model = args.hub.path(&args.model, console)?;
+    let original = Checkpoint::open(&model)?;
     let opened = args.adapters.open(&args.functions())?;
     let mut checkpoint = original.clone();
     let adapters = opened.apply(&original, &mut checkpoint)?;
     console.detail(&format!(
         "{}: {}, {} tensors",
-        args.model.display(),
+        model.display(),
         checkpoint.format(),
         checkpoint.tensors().count()
     ));

@@ -6,6 +6,7 @@ use crate::interrupt;
 use crate::loading::{self, Purpose};
 use crate::options::adapter::AdapterArg;
 use crate::options::engine::EngineArgs;
+use crate::options::hub::HubArgs;
 use crate::options::sampling::SamplingArgs;
 use quince_engine::Precision;
 use quince_runtime::{
@@ -32,7 +33,7 @@ Examples:
   quince generate models/tiny-llama --prompt \"Hello\"         the checkpoint itself, in float32
   quince generate tiny.bundle --token-ids 0,5,9 --ignore-eos --json")]
 pub struct Args {
-    /// A bundle, a package beside its tokenizer, or a checkpoint, which is run in float32
+    /// A bundle, a package beside its tokenizer, or a checkpoint or model of the Hub, which is run in float32
     model: PathBuf,
     /// What the answer is to
     #[arg(long, value_name = "TEXT", required_unless_present = "token_ids", conflicts_with = "token_ids")]
@@ -52,6 +53,8 @@ pub struct Args {
     adapter: AdapterArg,
     #[command(flatten)]
     engine: EngineArgs,
+    #[command(flatten)]
+    hub: HubArgs,
     /// Print JSON when the answer is whole
     #[arg(long)]
     json: bool,
@@ -73,7 +76,9 @@ struct Answer<'a> {
 /// Generates, and prints the answer as it is made.
 pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
     let options = args.sampling.options()?;
-    let model = loading::load(&args.model, Purpose::Continue, args.adapter.name(), args.engine.options(console, Precision::Default))?;
+    let path = args.hub.path(&args.model, console)?;
+    let engine = args.engine.options(console, Precision::Default);
+    let model = loading::load(&path, Purpose::Continue, args.adapter.name(), engine)?;
     let generation = match &model.tokenizer {
         Some(tokenizer) => answer(args, console, model.decoder, tokenizer, &options)?,
         None if args.prompt.is_some() => {

@@ -5,6 +5,7 @@ mod package;
 
 use crate::console::Console;
 use crate::failure::Result;
+use crate::options::hub::HubArgs;
 use quince_checkpoint::Checkpoint;
 use quince_runtime::Bundle;
 use std::path::PathBuf;
@@ -23,8 +24,10 @@ Examples:
   quince inspect tiny.bundle                   what became of it
   quince inspect model.mlpackage --json        for a machine")]
 pub struct Args {
-    /// A directory with config.json and safetensors, a GGUF file, an .mlpackage, an .mlmodelc, or a bundle
+    /// A directory with config.json and safetensors, a GGUF file, a model of the Hub, an .mlpackage, an .mlmodelc, or a bundle
     path: PathBuf,
+    #[command(flatten)]
+    hub: HubArgs,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -35,11 +38,12 @@ pub struct Args {
 
 /// Shows it.
 pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
-    if Bundle::recognizes(&args.path) {
-        let found = package::Summary::of(&Bundle::open(&args.path)?)?;
+    let path = args.hub.path(&args.path, console)?;
+    if Bundle::recognizes(&path) {
+        let found = package::Summary::of(&Bundle::open(&path)?)?;
         if args.json { console.json(&found)? } else { console.print(&found.text(args.tensors))? }
     } else {
-        let found = checkpoint::Summary::of(&Checkpoint::open(&args.path)?)?;
+        let found = checkpoint::Summary::of(&Checkpoint::open(&path)?)?;
         if args.json { console.json(&found)? } else { console.print(&found.text(args.tensors))? }
     }
     Ok(ExitCode::SUCCESS)

@@ -5,6 +5,7 @@ use crate::failure::{Result, refused};
 use crate::loading::{self, Purpose};
 use crate::options::adapter::AdapterArg;
 use crate::options::engine::EngineArgs;
+use crate::options::hub::HubArgs;
 use quince_engine::Precision;
 use quince_runtime::{SpecialTokens, Windows, perplexity};
 use quince_tensor::Error;
@@ -22,7 +23,7 @@ Examples:
   quince perplexity models/tiny-llama --text models/tiny-llama/heldout_stories.txt --length 256
   quince perplexity tiny.bundle --text models/tiny-llama/heldout_stories.txt --length 256 --json")]
 pub struct Args {
-    /// A bundle, a package beside its tokenizer, or a checkpoint, which is run in float32
+    /// A bundle, a package beside its tokenizer, or a checkpoint or model of the Hub, which is run in float32
     model: PathBuf,
     /// A file with UTF-8 text
     #[arg(long, value_name = "FILE")]
@@ -34,6 +35,8 @@ pub struct Args {
     adapter: AdapterArg,
     #[command(flatten)]
     engine: EngineArgs,
+    #[command(flatten)]
+    hub: HubArgs,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -42,7 +45,9 @@ pub struct Args {
 /// Measures it.
 pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
     let text = std::fs::read_to_string(&args.text).map_err(|e| refused("read the text", &args.text, &e))?;
-    let mut model = loading::load(&args.model, Purpose::Score, args.adapter.name(), args.engine.options(console, Precision::Default))?;
+    let path = args.hub.path(&args.model, console)?;
+    let engine = args.engine.options(console, Precision::Default);
+    let mut model = loading::load(&path, Purpose::Score, args.adapter.name(), engine)?;
     let Some(tokenizer) = &model.tokenizer else {
         return Err(Error::new("found no tokenizer.json, expected one beside the model").at(args.model.display()).into());
     };

@@ -2,6 +2,7 @@
 
 use crate::console::Console;
 use crate::failure::{Result, refused};
+use crate::options::hub::HubArgs;
 use crate::validating;
 use quince_checkpoint::Checkpoint;
 use quince_runtime::{Bundle, Suite};
@@ -33,12 +34,14 @@ A file for --prompts:
 pub struct Args {
     /// A bundle, or a package
     package: PathBuf,
-    /// The checkpoint that it was made from
+    /// The checkpoint that it was made from, or its name on the Hub
     #[arg(long, value_name = "MODEL")]
     against: PathBuf,
     /// Prompts, text and thresholds; built-in ones if not given
     #[arg(long, value_name = "FILE")]
     prompts: Option<PathBuf>,
+    #[command(flatten)]
+    hub: HubArgs,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -54,7 +57,7 @@ pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
         }
     };
     let bundle = Bundle::open(&args.package)?;
-    let checkpoint = Checkpoint::open(&args.against)?;
+    let checkpoint = Checkpoint::open(args.hub.path(&args.against, console)?)?;
     let found = validating::against_checkpoint(&bundle, &checkpoint, &suite, console)?;
     if args.json { console.json(&found)? } else { console.print(&validating::text(&found))? }
     Ok(ExitCode::from(found.report.exit_status()))

@@ -5,6 +5,7 @@ pub mod calibration;
 pub mod calls;
 pub mod compression;
 pub mod engine;
+pub mod hub;
 pub mod limits;
 pub mod sampling;
 pub mod target;
