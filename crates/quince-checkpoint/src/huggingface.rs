@@ -32,7 +32,7 @@ pub(crate) fn read(path: &Path) -> Result<Contents> {
         .map_err(|error| error.hint("config.json must lie beside the weights, as on the Hub"))?;
     let mut sources = vec![config.path().to_path_buf()];
     // As transformers does: a single file wins over an index.
-    let weights = if path.join(SINGLE).is_file() {
+    let mut weights: Vec<Found> = if path.join(SINGLE).is_file() {
         let file = path.join(SINGLE);
         let weights = SafetensorsFile::open(&file)?.weights()?;
         sources.push(file.clone());
@@ -47,7 +47,26 @@ pub(crate) fn read(path: &Path) -> Result<Contents> {
         let error = Error::new(format!("found {found}, expected {SINGLE} or {INDEX}"));
         return Err(error.hint(format_args!("rename a single file to {SINGLE}")).at(path.display()));
     };
+    for (number, file) in modules(path) {
+        for weight in SafetensorsFile::open(&file)?.weights()? {
+            let name = format!("{number}_Dense.{}", weight.name());
+            weights.push(Found::plain(weight.renamed(&name), file.clone()));
+        }
+        sources.push(file);
+    }
     Ok(Contents { config, weights, sources, beside: Beside::Directory(path.to_path_buf()) })
+}
+
+/// The layers that sentence-transformers keeps in directories of their own, such as `2_Dense`, by number.
+fn modules(path: &Path) -> BTreeMap<usize, PathBuf> {
+    let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+    let module = |entry: std::fs::DirEntry| {
+        let name = entry.file_name().into_string().ok()?;
+        let (number, _) = name.split_once('_').filter(|(_, kind)| kind.starts_with("Dense"))?;
+        let file = entry.path().join(SINGLE);
+        Some((number.parse().ok()?, file.is_file().then_some(file)?))
+    };
+    entries.filter_map(module).collect()
 }
 
 /// The safetensors files of a directory, by any name.

@@ -401,6 +401,11 @@ impl<'a> Graph<'a> {
         self.op("pool", name, &[("x", x.into()), ("mask", mask.into()), ("mode", mode.into())])
     }
 
+    /// The hyperbolic tangent.
+    pub(crate) fn tanh(&mut self, x: Var) -> Result<Var> {
+        self.op("tanh", "act_fn", &[("x", x.into())])
+    }
+
     /// x under another name.
     pub(crate) fn named(&mut self, name: &str, x: Var) -> Result<Var> {
         self.op("identity", name, &[("x", x.into())])

@@ -36,6 +36,6 @@ pub use convert::{
 };
 pub use graph::Graph;
 pub use models::{Architecture, MODELS, Model};
-pub use pooling::{Embedding, Instruction, Pooling, VectorLength};
+pub use pooling::{Dense, DenseActivation, Embedding, Instruction, MOST_DENSE, Pooling, VectorLength};
 pub use rope::{Rope, RopeKeys};
 pub use semantic::{Reading, Semantic, Voice, semantic, semantic_of, semantic_with};

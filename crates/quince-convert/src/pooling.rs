@@ -1,6 +1,6 @@
 //! From the hidden states of a text to one vector, as the user or the files of sentence-transformers say.
 
-use crate::graph::{Graph, Pooled};
+use crate::graph::{Bias, Graph, Pooled};
 use quince_checkpoint::{Checkpoint, Config};
 use quince_mil::{Error, Result, Var, bail};
 use std::fmt;
@@ -12,6 +12,8 @@ use std::str::FromStr;
 pub struct Embedding {
     /// Which tokens it is made of.
     pub pooling: Pooling,
+    /// What it goes through then, in order.
+    pub dense: [Option<Dense>; MOST_DENSE],
     /// Whether it is divided by its length.
     pub length: VectorLength,
     /// What becomes of an instruction before the text.
@@ -31,6 +33,31 @@ pub enum Instruction {
 
 /// What LLM2Vec keeps beside its weights.
 const LLM2VEC: &str = "llm2vec_config.json";
+
+/// The most layers after the pooling; EmbeddingGemma has two.
+pub const MOST_DENSE: usize = 4;
+
+/// A layer that sentence-transformers puts after the pooling: its module `Dense`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Dense {
+    /// The number that its directory begins with: the weights are called `2_Dense.linear.weight` and so on.
+    pub module: usize,
+    /// Elements of what it gives.
+    pub outputs: usize,
+    /// Whether it adds a bias.
+    pub bias: Bias,
+    /// What comes after it.
+    pub activation: DenseActivation,
+}
+
+/// What comes after a [`Dense`] layer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum DenseActivation {
+    /// Nothing.
+    Identity,
+    /// The hyperbolic tangent.
+    Tanh,
+}
 
 /// Which tokens' hidden states an embedding is made of.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -56,8 +83,12 @@ pub enum VectorLength {
 
 impl Embedding {
     /// The mean of all tokens.
-    pub const MEAN: Embedding =
-        Embedding { pooling: Pooling::Mean, length: VectorLength::Any, instruction: Instruction::InText };
+    pub const MEAN: Embedding = Embedding {
+        pooling: Pooling::Mean,
+        dense: [None; MOST_DENSE],
+        length: VectorLength::Any,
+        instruction: Instruction::InText,
+    };
 
     /// What `modules.json` of sentence-transformers says, or `llm2vec_config.json`; without them the mean, as
     /// sentence-transformers does it.
@@ -78,9 +109,15 @@ impl Embedding {
             match module.kind.rsplit('.').next().unwrap_or_default() {
                 "Transformer" => {}
                 "Pooling" => embedding.pooling = pooling(checkpoint, &module.path)?,
+                "Dense" if embedding.length == VectorLength::Any => {
+                    let Some(free) = embedding.dense.iter_mut().find(|dense| dense.is_none()) else {
+                        bail!("{}: found more than {MOST_DENSE} modules `Dense`", config.path().display());
+                    };
+                    *free = Some(dense(checkpoint, &module.path)?);
+                }
                 "Normalize" => embedding.length = VectorLength::One,
                 other => bail!(
-                    "{}: found the module `{other}`, expected Transformer, Pooling or Normalize",
+                    "{}: found the module `{other}`, expected Transformer, Pooling, Dense and, last, Normalize",
                     config.path().display()
                 ),
             }
@@ -124,14 +161,46 @@ impl Embedding {
             Instruction::SetApart if self.pooling != Pooling::Cls => Pooled::Ones,
             _ => Pooled::Seen,
         };
-        match self.length {
-            VectorLength::Any => g.pool("embedding", hidden, mode, tokens),
-            VectorLength::One => {
-                let pooled = g.pool("pooled", hidden, mode, tokens)?;
-                g.normalized("embedding", pooled)
+        let layers = self.dense.into_iter().flatten().count();
+        let is_last = |layer: usize| layer == layers && self.length == VectorLength::Any;
+        let mut vector = g.pool(if is_last(0) { "embedding" } else { "pooled" }, hidden, mode, tokens)?;
+        for (i, dense) in self.dense.into_iter().flatten().enumerate() {
+            vector = g.linear(&format!("{}_Dense.linear", dense.module), vector, dense.outputs, dense.bias)?;
+            if dense.activation == DenseActivation::Tanh {
+                vector = g.tanh(vector)?;
+            }
+            if is_last(i + 1) {
+                vector = g.named("embedding", vector)?;
             }
         }
+        match self.length {
+            VectorLength::Any => Ok(vector),
+            VectorLength::One => g.normalized("embedding", vector),
+        }
     }
+}
+
+/// A `Dense` module, as the configuration in its directory says.
+fn dense(checkpoint: &Checkpoint, directory: &str) -> Result<Dense> {
+    let name = format!("{directory}/config.json");
+    let Some(path) = checkpoint.file(&name) else { bail!("{name}: found no such file, expected a layer") };
+    let config = Config::read(&path)?;
+    let number = directory.split_once('_').and_then(|(number, _)| number.parse().ok());
+    let Some(module) = number else { bail!("found the module directory `{directory}`, expected one like 2_Dense") };
+    let activation = config.optional::<String>("activation_function")?;
+    let activation = match activation.as_deref().and_then(|name| name.rsplit('.').next()) {
+        None | Some("Tanh") => DenseActivation::Tanh,
+        Some("Identity") => DenseActivation::Identity,
+        Some(other) => {
+            bail!("{}: found the activation function `{other}`, expected Tanh or Identity", path.display())
+        }
+    };
+    Ok(Dense {
+        module,
+        outputs: config.field("out_features")?,
+        bias: config.optional::<bool>("bias")?.unwrap_or(true).into(),
+        activation,
+    })
 }
 
 #[derive(serde::Deserialize)]

@@ -317,3 +317,34 @@ fn shapes_that_are_not_allowed_are_named() {
     let missing = engine.predict("main", &call(&[]), &mut engine.new_state().unwrap()).unwrap_err();
     assert_eq!(missing.to_string(), "function `main`: the input `x` is missing");
 }
+
+/// What stands for a text in a batch must not depend on how far it is filled up.
+#[test]
+fn semantic_attention_sees_neither_padding_nor_less_than_its_bias() {
+    let shape = [2, 3, 2, 4];
+    for extra in ["padding", "bias"] {
+        let mut b = Builder::new(Function::new("main", Opset::Semantic));
+        let mut input = |name: &str, ty: ValueType| b.input(name, ty, Flexibility::Fixed);
+        let [query, key, value] = ["q", "k", "v"].map(|name| input(name, f32s(&shape)));
+        let padding = input("padding", ValueType::tensor(DType::I32, &[2, 3]));
+        let bias = input("bias", f32s(&[1, 2, 3, 3]));
+        let more = if extra == "padding" { padding } else { bias };
+        let inputs = [
+            ("query", query.into()),
+            ("key", key.into()),
+            ("value", value.into()),
+            ("scale", 0.5f32.into()),
+            ("causal", false.into()),
+            (extra, more.into()),
+        ];
+        let y = b.op("attention", "y", &inputs).unwrap();
+        let inputs = call(&[
+            ("q", floats(1, &shape)),
+            ("k", floats(2, &shape)),
+            ("v", floats(3, &shape)),
+            ("padding", Tensor::from_vec([2, 3], vec![1i32, 1, 0, 1, 0, 0]).unwrap()),
+            ("bias", floats(4, &[1, 2, 3, 3])),
+        ]);
+        check(b.finish(vec![y]), &[inputs], 1e-5);
+    }
+}

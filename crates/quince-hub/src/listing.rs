@@ -65,7 +65,7 @@ pub(crate) fn listing(client: &Client, place: Place, id: &ModelId) -> Result<Lis
     #[derive(Deserialize)]
     struct Found {
         sha: String,
-        siblings: Vec<Sibling>,
+        siblings: Option<Vec<Sibling>>,
     }
     #[derive(Deserialize)]
     struct Sibling {
@@ -87,7 +87,8 @@ pub(crate) fn listing(client: &Client, place: Place, id: &ModelId) -> Result<Lis
         let error = Error::new(format!("found no list of files: {e}"));
         error.hint("check HF_ENDPOINT: something else than the Hub may have answered").at(&url)
     })?;
-    let files: Vec<String> = found.siblings.into_iter().map(|sibling| sibling.rfilename).collect();
+    let Some(siblings) = found.siblings else { return probed(client, place, id) };
+    let files: Vec<String> = siblings.into_iter().map(|sibling| sibling.rfilename).collect();
     files.iter().try_for_each(|file| inside(file).map(drop)).map_err(|e| e.at(&url))?;
     inside(&found.sha).map_err(|e| e.at(&url))?;
     Ok(Listing { revision: found.sha.clone(), commit: found.sha, files })

@@ -35,6 +35,7 @@ pub const COMPANIONS: &[&str] = &[
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template.jinja",
+    "config_sentence_transformers.json",
 ];
 /// The longest manifest that is read, in bytes.
 const MAX_MANIFEST: u64 = 16 << 20;

@@ -11,6 +11,7 @@
 mod batches;
 mod function;
 mod pooling;
+mod prompts;
 mod shapes;
 
 use std::sync::Arc;
@@ -21,6 +22,7 @@ use quince_tensor::{Error, Result, Tensor, bail};
 use batches::{Batch, divide};
 use function::{Encoder, Gives, TokenInput};
 pub use pooling::{Pooling, SentenceModules};
+pub use prompts::Prompts;
 pub use shapes::BatchShapes;
 
 /// A program that turns sentences into vectors.

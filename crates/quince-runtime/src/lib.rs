@@ -44,7 +44,7 @@ pub use bundle::{
 pub use chat_template::{ChatRequest, ChatTemplate, Message};
 pub use detokenize::TextStream;
 pub use diff::{Blame, CallDiff, Compared, Diff, Input};
-pub use embed::{BatchShapes, Embedder, Embeddings, Pooling, SentenceModules};
+pub use embed::{BatchShapes, Embedder, Embeddings, Pooling, Prompts, SentenceModules};
 pub use generate::{ContextFull, Event, FinishReason, GenerateOptions, Generation, LanguageModel, Session, Timings};
 pub use model::{Decoder, Route, Watch, adapters};
 pub use perplexity::{TextPerplexity, Windows, perplexity};
@@ -52,4 +52,6 @@ pub use python::Moment;
 pub use reference::{Continuation, Propose, Reference};
 pub use sampler::{Sampler, SamplerOptions};
 pub use tokenizer::{SpecialTokens, Tokenizer};
-pub use validate::{Divergence, Progress, Prompt, Suite, Thresholds, Transcript, Validation, validate};
+pub use validate::{
+    Divergence, Progress, Prompt, Sentence, Suite, Thresholds, Transcript, Validation, validate, validate_embeddings,
+};

@@ -179,6 +179,12 @@ impl Tokenizer {
         &self.special_tokens
     }
 
+    /// The token that fills what is left of a row: `pad_token`, or 0.
+    pub fn padding(&self) -> u32 {
+        let token = self.special_tokens.get("pad_token").and_then(|token| token.as_str());
+        token.and_then(|token| self.token_to_id(token)).unwrap_or(0)
+    }
+
     /// Number of tokens, added ones included. The model's logits may be more: rows are often padded.
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)

@@ -4,6 +4,7 @@
 //! then led along the reference's, token by token through its cache, as an app would run it: its logits at each place
 //! are compared with those that the reference chose from. The perplexity of both on a text tells what is lost overall.
 
+mod sentences;
 mod suite;
 mod thresholds;
 
@@ -22,6 +23,7 @@ use crate::reference::{Continuation, Reference};
 use crate::sampler::most_likely;
 use crate::tokenizer::{SpecialTokens, Tokenizer};
 
+pub use sentences::{Sentence, validate_embeddings};
 pub use suite::{Prompt, Suite};
 pub use thresholds::Thresholds;
 
@@ -34,6 +36,7 @@ pub use thresholds::Thresholds;
 /// | `lost_margin` | the largest [`Divergence::margin`]; 0 without one |
 /// | `cached_full_psnr` | the functions with a cache against the one without, if the package has both |
 /// | `perplexity`, `perplexity_reference`, `perplexity_change` | on the text, and the rise in percent |
+/// | `cosine_min`, `cosine_mean`, `batch_cosine_min` | of an encoder: [`validate_embeddings`] |
 /// | `decode_median`, `decode_p90`, `decode_p99` | time of a call that decodes one token |
 #[derive(Clone, PartialEq, Debug)]
 pub struct Validation {
@@ -41,6 +44,8 @@ pub struct Validation {
     pub report: Report,
     /// What both said, prompt by prompt.
     pub transcripts: Vec<Transcript>,
+    /// How near the embeddings of an encoder are, sentence by sentence.
+    pub sentences: Vec<Sentence>,
 }
 
 /// A prompt and what both models say after it, greedily and past the end of the answer.
@@ -76,7 +81,7 @@ pub struct Divergence {
 /// What a validation is doing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Progress {
-    /// `prompts`, `perplexity` or `reference perplexity`.
+    /// `prompts`, `perplexity`, `reference perplexity`, or which embeddings.
     pub what: &'static str,
     /// How many are done.
     pub done: usize,
@@ -126,7 +131,7 @@ pub fn validate(
         perplexities(candidate, reference, (&text, tokenizer, suite.length), &limits, &mut report, progress)?;
     }
     findings.latencies(&limits, &mut report);
-    Ok(Validation { report, transcripts: findings.transcripts })
+    Ok(Validation { report, transcripts: findings.transcripts, sentences: Vec::new() })
 }
 
 /// What the prompts showed.
@@ -316,6 +321,15 @@ impl Validation {
         self.report.passed()
     }
 
+    /// Both in one: what a package with a decoder and an encoder is held to.
+    #[must_use]
+    pub fn and(mut self, other: Validation) -> Validation {
+        self.report.metrics.extend(other.report.metrics);
+        self.transcripts.extend(other.transcripts);
+        self.sentences.extend(other.sentences);
+        self
+    }
+
     /// The metrics as a table: name, value with unit, what it must reach, whether it does.
     pub fn rows(&self) -> Vec<[String; 4]> {
         let row = |metric: &Metric| {
@@ -343,6 +357,9 @@ impl Serialize for Validation {
         map.serialize_entry("passed", &self.passed())?;
         map.serialize_entry("metrics", &self.report.metrics)?;
         map.serialize_entry("transcripts", &self.transcripts)?;
+        if !self.sentences.is_empty() {
+            map.serialize_entry("sentences", &self.sentences)?;
+        }
         map.end()
     }
 }

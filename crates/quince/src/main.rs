@@ -13,6 +13,7 @@ mod loading;
 mod npz;
 mod options;
 mod output;
+mod parquet;
 mod stored;
 mod trace;
 mod units;

@@ -43,6 +43,27 @@ impl Stored {
     }
 }
 
+/// The tensors that hold the KV cache: states, or the inputs that stand for them; each once.
+pub fn cache_types(program: &Program) -> Vec<TensorType> {
+    let mut found: BTreeMap<&str, TensorType> = BTreeMap::new();
+    for function in &program.functions {
+        for input in &function.inputs {
+            let info = function.var(input.var);
+            let is_cache = matches!(info.ty, ValueType::State(_)) || ["k_cache", "v_cache"].contains(&&*info.name);
+            if let (true, Some(ty)) = (is_cache, info.ty.as_tensor()) {
+                found.insert(&info.name, ty.clone());
+            }
+        }
+    }
+    found.into_values().collect()
+}
+
+/// Bytes of a tensor whose sizes are fixed.
+pub fn byte_len(ty: &TensorType) -> u64 {
+    let count = ty.dims().map_or(0, |dims| dims.iter().product());
+    ty.dtype.byte_len(count).unwrap_or(0) as u64
+}
+
 /// The weights of all functions, each once, sorted by name.
 pub fn weights(program: &Program) -> Vec<Stored> {
     let (mut seen, mut found) = (BTreeSet::new(), Vec::new());

@@ -4,6 +4,7 @@
 mod server;
 
 use server::{COMMIT, Hub, Reply, Server};
+use sha2::{Digest, Sha256};
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
@@ -25,14 +26,20 @@ fn text(bytes: &[u8]) -> String {
 
 fn tiny_llama() -> Hub {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/tiny-llama");
-    let names =
-        ["config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"];
-    names.iter().fold(Hub::default(), |hub, name| hub.small(name, &fs::read(directory.join(name)).unwrap()))
+    let read = |name: &str| fs::read(directory.join(name)).unwrap();
+    let weights = read("model.safetensors");
+    let sha256: String = Sha256::digest(&weights).iter().map(|byte| format!("{byte:02x}")).collect();
+    let small = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"];
+    let hub = small.iter().fold(Hub::default(), |hub, name| hub.small(name, &read(name)));
+    hub.large("model.safetensors", &weights, &sha256)
 }
 
 #[test]
 fn a_model_of_the_hub_converts_and_answers() {
     let model = tiny_llama();
+    let stored = model.clone();
+    let store = Server::start(move |request| stored.store(request));
+    let model = Hub { store: store.address, ..model };
     let hub = Server::start(move |request| model.answer(request));
     let home = tempfile::tempdir().unwrap();
     let converted = quince(&["convert", "tests/model", "-o", "out.bundle", "--json"], &hub, home.path());

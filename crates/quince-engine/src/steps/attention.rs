@@ -134,7 +134,9 @@ pub(super) fn semantic(planner: &mut Planner, operation: &Operation) -> Result<b
     let Some(scale) = planner.number(operation, "scale") else { return Ok(false) };
     let causal = planner.known(operation, "causal").and_then(|t| t.to_bools().ok()).is_none_or(|b| b == [true]);
     let window = planner.number(operation, "window").unwrap_or(0.0) as usize;
-    if !causal && window > 0 {
+    // What hides padding, and a bias for each pair of tokens, are left to the definition.
+    let more = ["padding", "bias"].iter().any(|param| operation.arg(param).is_some());
+    if more || (!causal && window > 0) {
         return Ok(false);
     }
     let softcap = planner.number(operation, "softcap").filter(|&cap| cap > 0.0).map(|cap| cap as f32);

@@ -95,7 +95,7 @@ fn pooling(path: &Path) -> Result<Pooling> {
     }
 }
 
-fn json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+pub(super) fn json<T: DeserializeOwned>(path: &Path) -> Result<T> {
     let text = fs::read_to_string(path).map_err(|e| Error::new(format!("cannot read: {e}")).at(path.display()))?;
     serde_json::from_str(&text).map_err(|e| Error::new(e.to_string()).at(path.display()))
 }

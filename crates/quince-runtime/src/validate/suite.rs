@@ -28,6 +28,8 @@ const DEFAULT_MAX_TOKENS: usize = 24;
 /// [[prompts]]
 /// token_ids = [1, 2, 3]           # tokens to continue
 ///
+/// sentences = ["..."]             # what encoders embed
+///
 /// [thresholds]                    # those that are absent depend on the bits of the weights
 /// logits_psnr = 40.0
 /// perplexity_change = inf         # never falls
@@ -42,6 +44,8 @@ pub struct Suite {
     pub text: Option<String>,
     /// Tokens of its windows; those that the models take if that is fewer.
     pub length: usize,
+    /// What encoders embed.
+    pub sentences: Vec<String>,
     /// What must be reached, where it is not the default.
     pub thresholds: Thresholds,
 }
@@ -65,6 +69,8 @@ struct SuiteFile {
     max_tokens: Option<usize>,
     text: Option<String>,
     length: Option<usize>,
+    #[serde(default)]
+    sentences: Vec<String>,
     #[serde(default)]
     thresholds: BTreeMap<String, f64>,
 }
@@ -92,11 +98,14 @@ impl Suite {
         if max_tokens == 0 || length < 2 {
             bail!("found max_tokens = {max_tokens} and length = {length}, expected at least 1 and 2");
         }
-        if prompts.is_empty() && file.text.is_none() {
-            bail!("found neither a prompt nor a text, expected something to try a model on");
+        if file.sentences.iter().any(String::is_empty) {
+            bail!("sentences: found one without text, expected something to embed");
+        }
+        if prompts.is_empty() && file.text.is_none() && file.sentences.is_empty() {
+            bail!("found neither a prompt nor a text nor sentences, expected something to try a model on");
         }
         let thresholds = thresholds::named(file.thresholds)?;
-        Ok(Suite { prompts, max_tokens, text: file.text, length, thresholds })
+        Ok(Suite { prompts, max_tokens, text: file.text, length, sentences: file.sentences, thresholds })
     }
 
     /// Chats, beginnings of tales and a page of plain English, short enough for small models.

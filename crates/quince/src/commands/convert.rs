@@ -11,17 +11,19 @@ use crate::console::Console;
 use crate::failure::{Failure, Result};
 use crate::loading;
 use crate::options::calibration::CalibrationArgs;
-use crate::options::hub::HubArgs;
 use crate::options::compression::{self, CompressionArgs};
+use crate::options::hub::HubArgs;
+use crate::options::pooling::PoolingArg;
 use crate::options::target::{DeploymentTarget, Units};
 use crate::output::{self, Existing, Output};
-use crate::validating;
+use crate::stored;
+use crate::validating::{self, Against};
 use clap::ValueEnum;
 use clap::builder::RangedU64ValueParser;
 use quince_checkpoint::Checkpoint;
 use quince_compress::compress_guided;
 use quince_convert::lower::{FunctionKind, KvCache, LogitsOf, Precision, Target};
-use quince_convert::{Converted, FunctionName, Options, Pooling, ShapesKind, convert_with};
+use quince_convert::{Converted, FunctionName, Options, ShapesKind, convert_with};
 use quince_mil::Program;
 use quince_mlpackage::{Package, is_compiled};
 use quince_runtime::{Bundle, CacheLayout, Suite, Validation};
@@ -141,14 +143,6 @@ enum KvCacheArg {
 }
 
 #[derive(Clone, Copy, ValueEnum)]
-enum PoolingArg {
-    Mean,
-    Cls,
-    Last,
-    None,
-}
-
-#[derive(Clone, Copy, ValueEnum)]
 enum ShapesArg {
     Range,
     Enumerated,
@@ -168,12 +162,7 @@ impl Args {
             context: self.context,
             prefill_length: self.prefill_length,
             length: self.length,
-            pooling: self.pooling.map(|pooling| match pooling {
-                PoolingArg::Mean => Pooling::Mean,
-                PoolingArg::Cls => Pooling::Cls,
-                PoolingArg::Last => Pooling::Last,
-                PoolingArg::None => Pooling::None,
-            }),
+            pooling: self.pooling.map(PoolingArg::checked),
             shapes: match self.shapes {
                 ShapesArg::Range => ShapesKind::Range,
                 ShapesArg::Enumerated => ShapesKind::Enumerated,
@@ -308,7 +297,9 @@ fn validation(args: &Args, checkpoint: &Checkpoint, written: &Path, console: &Co
     if !args.validate {
         return Ok(None);
     }
-    Ok(Some(validating::against_checkpoint(&Bundle::open(written)?, checkpoint, &Suite::built_in()?, console)?))
+    let suite = Suite::built_in()?;
+    let against = Against { checkpoint, pooling: args.pooling.map(PoolingArg::checked), suite: &suite };
+    Ok(Some(validating::against_checkpoint(&Bundle::open(written)?, &against, console)?))
 }
 
 fn is_package(path: &Path) -> bool {
@@ -330,7 +321,7 @@ fn cache_layout(converted: &Converted, program: &Program) -> Option<CacheLayout>
         _ => None,
     });
     let geometry = converted.kv_geometry;
-    let dtype = report::cache_types(program).first()?.dtype;
+    let dtype = stored::cache_types(program).first()?.dtype;
     Some(CacheLayout {
         kind: kind.to_string(),
         dtype: dtype.name().to_string(),

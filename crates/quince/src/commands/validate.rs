@@ -3,7 +3,8 @@
 use crate::console::Console;
 use crate::failure::{Result, refused};
 use crate::options::hub::HubArgs;
-use crate::validating;
+use crate::options::pooling::PoolingArg;
+use crate::validating::{self, Against};
 use quince_checkpoint::Checkpoint;
 use quince_runtime::{Bundle, Suite};
 use std::path::PathBuf;
@@ -13,7 +14,7 @@ use std::process::ExitCode;
 ///
 /// The package is run as it was shipped, with its cache and its compression; the reference is the checkpoint in float32
 /// without either. Compared are the answers to prompts, the logits along the reference's answers, and the perplexity on
-/// a text. Which thresholds hold depends on the bits of the weights; a TOML file says otherwise. The exit status is 1
+/// a text; of encoders the cosine between embeddings of sentences, which is at least 0.99 for every one. Which thresholds hold depends on the bits of the weights; a TOML file says otherwise. The exit status is 1
 /// when one of them falls.
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -26,6 +27,7 @@ A file for --prompts:
   text = \"A page of text for the perplexity.\"
   [[prompts]]
   chat = \"What is a fruit?\"
+  sentences = [\"What encoders embed.\"]
   [[prompts]]
   text = \"Once upon a time\"
   [thresholds]
@@ -40,6 +42,9 @@ pub struct Args {
     /// Prompts, text and thresholds; built-in ones if not given
     #[arg(long, value_name = "FILE")]
     prompts: Option<PathBuf>,
+    /// How the package pools, where it is not as modules.json of sentence-transformers says
+    #[arg(long, value_name = "WHAT")]
+    pooling: Option<PoolingArg>,
     #[command(flatten)]
     hub: HubArgs,
     /// Print JSON
@@ -58,7 +63,12 @@ pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
     };
     let bundle = Bundle::open(&args.package)?;
     let checkpoint = Checkpoint::open(args.hub.path(&args.against, console)?)?;
-    let found = validating::against_checkpoint(&bundle, &checkpoint, &suite, console)?;
-    if args.json { console.json(&found)? } else { console.print(&validating::text(&found))? }
+    let against = Against { checkpoint: &checkpoint, pooling: args.pooling.map(PoolingArg::checked), suite: &suite };
+    let found = validating::against_checkpoint(&bundle, &against, console)?;
+    if args.json {
+        console.json(&found)?
+    } else {
+        console.print(&validating::text(&found))?
+    }
     Ok(ExitCode::from(found.report.exit_status()))
 }

@@ -5,14 +5,14 @@ use clap::ValueEnum;
 use quince_engine::{Options, Precision};
 
 /// As typed.
-#[derive(clap::Args)]
+#[derive(Debug, clap::Args)]
 pub struct EngineArgs {
     /// How exact the arithmetic is
     #[arg(long, value_name = "HOW")]
     precision: Option<PrecisionArg>,
 }
 
-#[derive(Clone, Copy, ValueEnum)]
+#[derive(Clone, Copy, Debug, ValueEnum)]
 enum PrecisionArg {
     /// As fast as is within the rounding of float16, in a float16 program; float32 programs are exact
     Default,

@@ -7,5 +7,6 @@ pub mod compression;
 pub mod engine;
 pub mod hub;
 pub mod limits;
+pub mod pooling;
 pub mod sampling;
 pub mod target;

@@ -10,11 +10,9 @@ use quince_checkpoint::Checkpoint;
 use quince_compress::{Report as Compressed, RuleReport};
 use quince_convert::Converted;
 use quince_convert::lower::{FunctionKind, KvCache, Length};
-use quince_mil::{Program, TensorType, ValueType};
 use quince_mlpackage::Written;
 use quince_runtime::Validation;
 use serde::Serialize;
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
@@ -92,27 +90,6 @@ pub fn cache_kind(converted: &Converted) -> Option<&'static str> {
     }
 }
 
-/// The tensors that hold the KV cache: states, or the inputs that stand for them; each once.
-pub fn cache_types(program: &Program) -> Vec<TensorType> {
-    let mut found: BTreeMap<&str, TensorType> = BTreeMap::new();
-    for function in &program.functions {
-        for input in &function.inputs {
-            let info = function.var(input.var);
-            let is_cache = matches!(info.ty, ValueType::State(_)) || ["k_cache", "v_cache"].contains(&&*info.name);
-            if let (true, Some(ty)) = (is_cache, info.ty.as_tensor()) {
-                found.insert(&info.name, ty.clone());
-            }
-        }
-    }
-    found.into_values().collect()
-}
-
-/// Bytes of a tensor whose sizes are fixed.
-fn byte_len(ty: &TensorType) -> u64 {
-    let count = ty.dims().map_or(0, |dims| dims.iter().product());
-    ty.dtype.byte_len(count).unwrap_or(0) as u64
-}
-
 impl Report {
     /// What is known before the package is written.
     pub fn new(
@@ -147,7 +124,7 @@ impl Report {
             functions: functions.collect(),
             context: g.context,
             kv_cache: kv_cache.unwrap_or("none"),
-            kv_cache_bytes: cache_types(&converted.program).iter().map(byte_len).sum(),
+            kv_cache_bytes: stored::cache_types(&converted.program).iter().map(stored::byte_len).sum(),
             checkpoint_bytes: checkpoint.byte_len(),
             model_bytes: 0,
             weight_bytes: 0,

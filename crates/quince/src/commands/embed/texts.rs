@@ -1,6 +1,7 @@
-//! The texts of `quince embed`: plain lines, or lines of JSON.
+//! The texts of `quince embed`: plain lines, lines of JSON, or a column of Parquet.
 
 use crate::failure::{Result, refused};
+use crate::parquet::read_texts;
 use clap::ValueEnum;
 use quince_tensor::{Error, bail};
 use serde_json::{Map, Value, json};
@@ -12,6 +13,8 @@ use std::path::Path;
 pub enum Kind {
     /// Each line is a text
     Lines,
+    /// A Parquet file with a column of strings; --field names it
+    Parquet,
     /// Each line is a string of JSON, or an object that has the text in a field; empty lines are skipped
     Jsonl,
 }
@@ -22,7 +25,7 @@ pub struct Texts {
 }
 
 struct Text {
-    /// Of the line, from 1.
+    /// Of the line or row, from 1.
     number: usize,
     text: String,
     /// What else there was on the line.
@@ -45,12 +48,23 @@ impl Texts {
             }
         };
         let bytes = bytes.map_err(|e| refused("read the text", place, &e))?;
-        let ending = path.and_then(|path| path.extension()).is_some_and(|ending| ending.eq_ignore_ascii_case("jsonl"));
-        let kind = kind.unwrap_or(if ending { Kind::Jsonl } else { Kind::Lines });
+        let ends = |ending: &str| {
+            path.and_then(|path| path.extension()).is_some_and(|found| found.eq_ignore_ascii_case(ending))
+        };
+        let kind = kind.unwrap_or(match () {
+            () if ends("jsonl") => Kind::Jsonl,
+            () if ends("parquet") => Kind::Parquet,
+            () => Kind::Lines,
+        });
         Ok(Texts::parse(&bytes, kind, field).map_err(|e| e.at(place.display()))?)
     }
 
     fn parse(bytes: &[u8], kind: Kind, field: &str) -> quince_tensor::Result<Texts> {
+        if kind == Kind::Parquet {
+            let texts = read_texts(bytes, field)?.into_iter().zip(1..);
+            let text = |(text, number)| Text { number, text, object: Map::new() };
+            return Ok(Texts { texts: texts.map(text).collect() });
+        }
         let mut texts = Vec::new();
         // What follows the last end of a line is a line if there is anything.
         let bytes = bytes.strip_suffix(b"\n").unwrap_or(bytes);
@@ -61,7 +75,7 @@ impl Texts {
                     Error::new(format!("found a byte that is not UTF-8 after {} of the line", e.valid_up_to()))
                 })
                 .and_then(|line| match kind {
-                    Kind::Lines => Ok(Some((line.to_owned(), Map::new()))),
+                    Kind::Lines | Kind::Parquet => Ok(Some((line.to_owned(), Map::new()))),
                     Kind::Jsonl if line.trim().is_empty() => Ok(None),
                     Kind::Jsonl => object(line, field).map(Some),
                 });

@@ -59,7 +59,8 @@ const STREAMED: u64 = 64 << 20;
 struct Conversion {
     architecture: &'static str,
     max_positions: usize,
-    /// Bytes of a float16 KV cache by tokens of context.
+    /// Bytes of a float16 KV cache by tokens of context; an encoder has none.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     kv_cache_bytes: BTreeMap<usize, u64>,
     /// What bounds the memory of a conversion: the indices of the largest weight, a byte each, and what is streamed.
     conversion_bytes: u64,
@@ -173,6 +174,7 @@ impl Conversion {
             architecture: semantic.architecture,
             max_positions: semantic.max_positions,
             kv_cache_bytes: contexts(semantic.max_positions)
+                .filter(|_| semantic.vocab_size > 0)
                 .map(|context| {
                     let g = converted.kv_geometry;
                     // Keys and values, two bytes for an element.
@@ -191,10 +193,12 @@ impl Conversion {
             units::grouped(self.max_positions as u64),
             units::bytes(self.conversion_bytes),
         );
-        let cache = self.kv_cache_bytes.iter();
-        let row = |(context, bytes): (&usize, &u64)| vec![units::grouped(*context as u64), units::bytes(*bytes)];
-        text += &table(&["--context", "KV cache"], &[0, 1], cache.map(row));
-        text += "\n";
+        if !self.kv_cache_bytes.is_empty() {
+            let cache = self.kv_cache_bytes.iter();
+            let row = |(context, bytes): (&usize, &u64)| vec![units::grouped(*context as u64), units::bytes(*bytes)];
+            text += &table(&["--context", "KV cache"], &[0, 1], cache.map(row));
+            text += "\n";
+        }
         let row = |size: &SchemeSize| {
             let left = if size.left > 0 { format!("{} weights stay float16", size.left) } else { String::new() };
             vec![size.scheme.clone(), units::bytes(size.bytes), size.options.clone(), left]

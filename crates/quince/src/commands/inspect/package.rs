@@ -20,6 +20,9 @@ pub struct Summary {
     minimum_deployment_target: &'static str,
     bytes: u64,
     parameters: u64,
+    /// Bytes of the states, or of the inputs and outputs, that carry the KV cache for the package's context.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kv_cache_bytes: Option<u64>,
     functions: BTreeMap<String, FunctionSummary>,
     components: BTreeMap<&'static str, PartSummary>,
     tensors: Vec<TensorSummary>,
@@ -75,6 +78,8 @@ impl Summary {
             minimum_deployment_target: systems(opset),
             bytes: size_of(bundle.package_path())?,
             parameters: weights.iter().map(Stored::parameters).sum(),
+            kv_cache_bytes: Some(stored::cache_types(&package.program).iter().map(stored::byte_len).sum())
+                .filter(|n| *n > 0),
             functions: package.program.functions.iter().map(|f| (f.name.clone(), FunctionSummary::of(f))).collect(),
             components: stored::parts(&weights).into_iter().map(|(name, found)| (name, part(found))).collect(),
             tensors: weights.into_iter().map(TensorSummary::of).collect(),
@@ -98,6 +103,9 @@ impl Summary {
                 "{} {}, from {} ({})\n",
                 manifest.name, manifest.version, source.format, manifest.architecture
             );
+        }
+        if let Some(bytes) = self.kv_cache_bytes {
+            text += &format!("KV cache {}\n", units::bytes(bytes));
         }
         for (name, function) in &self.functions {
             text += &format!("\nfunction {name}: {} operations\n", function.operations.values().sum::<usize>());
