@@ -4,7 +4,7 @@ use crate::cache::{Repository, inside, is_commit};
 use crate::download::download;
 use crate::environment::{Network, Options};
 use crate::http::{Client, Fault};
-use crate::id::ModelId;
+use crate::id::{ModelId, Wanted};
 use crate::listing::{Place, Remote, described, listing};
 use crate::needed::{INDEX, Needed, Weights, indexed, needed};
 use quince_tensor::{Error, Result};
@@ -122,7 +122,7 @@ fn online(id: &ModelId, options: &Options, repository: &Repository, watch: Watch
     let asked = Place { repository: id.repository(), revision: &options.revision };
     let listing = listing(&client, asked, id)?;
     let needed = needed(id, &listing.files)?;
-    if let Some(file) = needed.model.as_ref().filter(|_| *id.wanted() == crate::id::Wanted::Model) {
+    if let Some(file) = needed.model.as_ref().filter(|_| *id.wanted() == Wanted::Model) {
         watch(Event::Chosen { file })?;
     }
     repository.set_commit(&options.revision, &listing.commit)?;
