@@ -32,7 +32,8 @@ mod semantic;
 mod weights;
 
 pub use convert::{
-    Adapters, Converted, DEFAULT_CONTEXT, DEFAULT_PREFILL_LENGTH, FunctionName, Options, ShapesKind, convert, convert_with,
+    Adapters, Converted, DEFAULT_CONTEXT, DEFAULT_PREFILL_LENGTH, FunctionName, Options, ShapesKind, convert,
+    convert_with,
 };
 pub use graph::Graph;
 pub use models::{Architecture, MODELS, Model};

@@ -1,5 +1,7 @@
 //! The layers that sentence-transformers puts after the pooling.
 
+// Other tests use the rest of it.
+#[allow(dead_code)]
 mod support;
 
 use quince_checkpoint::{Checkpoint, write_safetensors};
@@ -75,7 +77,10 @@ fn modules_are_read_with_their_weights() {
     let layer = Dense { module: 2, outputs: 3, bias: Bias::Present, activation: DenseActivation::Tanh };
     let mut dense = [None; MOST_DENSE];
     dense[0] = Some(layer);
-    assert_eq!(found.unwrap(), Embedding { pooling: Pooling::Cls, dense, length: VectorLength::One });
+    assert_eq!(
+        found.unwrap(),
+        Embedding { pooling: Pooling::Cls, dense, length: VectorLength::One, ..Embedding::MEAN }
+    );
     let checkpoint = Checkpoint::open(path).unwrap();
     assert_eq!(checkpoint.weight_with_shape("2_Dense.linear.weight", &[3, 4]).unwrap().shape(), [3, 4]);
     let error = modules(&[("Normalize", ""), ("Dense", "2_Dense")]).unwrap_err().to_string();

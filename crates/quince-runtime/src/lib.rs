@@ -39,7 +39,8 @@ pub use bench::{
     Share, Spread, bench, bench_embed, peak_resident_bytes,
 };
 pub use bundle::{
-    AdapterEntry, AdapterUse, Bundle, COMPANIONS, CacheLayout, Feature, FileEntry, FunctionShape, MANIFEST, Manifest, PACKAGE, Source, VALIDATION,
+    AdapterEntry, AdapterUse, Bundle, COMPANIONS, CacheLayout, Feature, FileEntry, FunctionShape, MANIFEST, Manifest,
+    PACKAGE, Source, VALIDATION,
 };
 pub use chat_template::{ChatRequest, ChatTemplate, Message};
 pub use detokenize::TextStream;

@@ -2,7 +2,7 @@
 //!
 //! The format is that of github.com/apache/parquet-format. The reader takes what pandas, Arrow and Spark write unless they
 //! are told otherwise: plain and dictionary encodings, pages of version 1 and 2, without compression or with Snappy.
-//! The `parquet` crate reads all there is; it would add a fifth to what is built for the sake of these two columns.
+//! The `parquet` crate reads all there is, of which two columns are a small part.
 
 mod column;
 mod compact;
