@@ -21,7 +21,7 @@ use crate::validating::{self, Against};
 use clap::ValueEnum;
 use clap::builder::RangedU64ValueParser;
 use quince_checkpoint::Checkpoint;
-use quince_compress::compress_guided;
+use quince_compress::{OptimizationConfig, Report as Compressed, compress_guided};
 use quince_convert::lower::{FunctionKind, KvCache, LogitsOf, Precision, Target};
 use quince_convert::{Converted, FunctionName, Options, ShapesKind, convert_with};
 use quince_mil::Program;
@@ -208,20 +208,14 @@ pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
     // Asked here only to name the option: the conversion would refuse it too.
     Target::of_units(args.compute_units.into()).map_err(|e| Failure::Usage(e.at("--compute-units")))?;
     args.check()?;
-    if config.is_none() && args.calibration.asked() {
-        return Err(Failure::usage_hint("found --calibrate without a way to compress", "add --wbits 4"));
-    }
+    args.calibration.check(config.as_ref())?;
     let model = args.hub.path(&args.model, console)?;
     let original = Checkpoint::open(&model)?;
     let opened = args.adapters.open(&args.functions())?;
     let mut checkpoint = original.clone();
     let adapters = opened.apply(&original, &mut checkpoint)?;
-    console.detail(&format!(
-        "{}: {}, {} tensors",
-        model.display(),
-        checkpoint.format(),
-        checkpoint.tensors().count()
-    ));
+    let tensors = checkpoint.tensors().count();
+    console.detail(&format!("{}: {}, {tensors} tensors", model.display(), checkpoint.format()));
     let mut converted = convert_with(&checkpoint, &adapters, &args.options())?;
     let mut warnings = std::mem::take(&mut converted.warnings);
     // A tokenizer that cannot be read is found now, not by who runs the bundle.
@@ -232,16 +226,11 @@ pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
         true => Some(keep::keep(&checkpoint, &mut converted.program)?),
         false => None,
     };
-    let compressed = match &config {
-        Some(config) => {
-            warnings.extend(compression::warnings(config, &args.calibration));
-            let tokenizer = loading::tokenizer_of(&checkpoint)?;
-            let beside = output::directory(&args.output);
-            let guide = args.calibration.guide(&converted.program, tokenizer.as_ref(), beside, console)?;
-            Some(compress_guided(&mut converted.program, config, guide)?)
-        }
-        None => None,
-    };
+    if let Some(config) = &config {
+        warnings.extend(compression::warnings(config, &args.calibration));
+    }
+    let compressed =
+        config.map(|config| compressed(args, &config, &checkpoint, &mut converted.program, console)).transpose()?;
     warnings.iter().for_each(|warning| console.note(&format!("warning: {warning}")));
     let mut report = Report::new(&args.output, &checkpoint, &converted, compressed.as_ref(), warnings);
     report.kept(kept);
@@ -290,6 +279,19 @@ impl Args {
         }
         Ok(())
     }
+}
+
+/// Compresses a program, by what its weights are multiplied with if that is asked for.
+fn compressed(
+    args: &Args,
+    config: &OptimizationConfig,
+    checkpoint: &Checkpoint,
+    program: &mut Program,
+    console: &Console,
+) -> Result<Compressed> {
+    let tokenizer = loading::tokenizer_of(checkpoint)?;
+    let guide = args.calibration.guide(program, tokenizer.as_ref(), output::directory(&args.output), console)?;
+    Ok(compress_guided(program, config, guide)?)
 }
 
 /// The validation of what was written, if it was asked for.

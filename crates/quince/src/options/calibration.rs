@@ -3,7 +3,7 @@
 use crate::console::{Console, Counted};
 use crate::failure::{Failure, Result, refused};
 use quince_calibrate::{CollectOptions, Statistics, Texts, collect};
-use quince_compress::Guide;
+use quince_compress::{Guide, OptimizationConfig};
 use quince_engine::{Engine, Options, Precision};
 use quince_mil::Program;
 use quince_runtime::{Decoder, Tokenizer};
@@ -31,6 +31,17 @@ impl CalibrationArgs {
     /// Whether it is asked for.
     pub fn asked(&self) -> bool {
         self.calibrate.is_some()
+    }
+
+    /// Calibration is for a way to compress.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn check(&self, config: Option<&OptimizationConfig>) -> Result<()> {
+        match config.is_none() && self.asked() {
+            true => Err(Failure::usage_hint("found --calibrate without a way to compress", "add --wbits 4")),
+            false => Ok(()),
+        }
     }
 
     /// What is known of the weights of a program, if it is asked for. Statistics of its own are in a file in `directory`,
