@@ -30,13 +30,16 @@ pub(crate) struct Layout {
     pub weights: BTreeMap<String, usize>,
 }
 
+/// A factor with its group and the bits of its damping.
+type Last = ((usize, u32), Arc<Factor>);
+
 /// Second moments of the inputs of weights, in a file; read when they are needed.
 pub struct Statistics {
     map: Mmap,
     path: PathBuf,
     weights: BTreeMap<String, usize>,
-    /// The factor that was needed last, with its group and damping: weights that share inputs are written one after the other.
-    last: Mutex<Option<((usize, u32), Arc<Factor>)>>,
+    /// The factor that was needed last: weights that share inputs are written one after the other.
+    last: Mutex<Option<Last>>,
 }
 
 impl Statistics {

@@ -49,7 +49,6 @@ fn calibration_saves_much_of_what_low_bits_cost() {
             compress_guided(&mut program, &config, guide).unwrap();
             measured(program, &tokenizer)
         });
-        println!("{bits} bits: {original} {plain} {calibrated}");
         assert!(calibrated - original < most * (plain - original), "{bits} bits: {original} {plain} {calibrated}");
     }
 }

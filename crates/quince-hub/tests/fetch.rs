@@ -139,11 +139,13 @@ fn a_model_comes_into_the_layout_of_huggingface_hub() {
     let sent_on = world.store.seen("GET", "/");
     assert!(!sent_on.is_empty() && sent_on.iter().all(|request| !request.headers.contains_key("authorization")));
     // What is here is not asked for again.
-    (world.hub.forget(), world.store.forget());
+    world.hub.forget();
+    world.store.forget();
     assert_eq!(world.fetch().unwrap(), path);
     assert_eq!((world.hub.seen("", "").len(), world.hub.seen("GET", "/").len()), (0, 1));
     let commit = Options { revision: COMMIT.to_string(), ..world.options() };
-    (world.hub.forget(), world.fetch_with("tests/model", &commit).unwrap());
+    world.hub.forget();
+    world.fetch_with("tests/model", &commit).unwrap();
     assert_eq!(world.hub.seen("GET", "").len(), 0);
 }
 

@@ -33,7 +33,7 @@ impl Factor {
         let sums = moments.sums();
         let sum = |i: usize, j: usize| sums[i.max(j) * (i.max(j) + 1) / 2 + i.min(j)];
         let trace: f64 = (0..size).map(|i| f64::from(sum(i, i))).sum();
-        if moments.count() == 0 || !(trace > 0.0) {
+        if moments.count() == 0 || trace <= 0.0 || trace.is_nan() {
             bail!("found inputs that are all zero, expected some that are not");
         }
         let mut order: Vec<u32> = (0..size as u32).collect();

@@ -86,8 +86,8 @@ impl<'a> Lanes<'a> {
             for j in (first..end).rev() {
                 let (before, now) = wanted.split_at_mut((j - first) * count);
                 let at = j * count;
-                for lane in 0..count {
-                    let code = table.nearest(now[lane]);
+                for (lane, &value) in now[..count].iter().enumerate() {
+                    let code = table.nearest(value);
                     self.codes[at + lane] = code;
                     self.errors[at + lane] = self.weight[at + lane] - table.entries[usize::from(code)];
                 }

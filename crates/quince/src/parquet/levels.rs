@@ -59,7 +59,8 @@ mod tests {
             assert!(unpacked(bytes, 3, 8).is_err(), "{bytes:?}");
         }
         let mut out = Vec::new();
-        (write_run(&mut out, 300, 1), write_run(&mut out, 0, 0));
+        write_run(&mut out, 300, 1);
+        write_run(&mut out, 0, 0);
         assert_eq!(unpacked(&out, 1, 300).unwrap(), [1; 300]);
     }
 }

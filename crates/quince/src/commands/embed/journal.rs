@@ -133,7 +133,8 @@ mod tests {
         let open = |begin| Journal::open(&output, "abc", begin);
         let mut journal = open(Begin::Resumed).unwrap();
         assert_eq!(journal.keep_whole(2).unwrap(), 0);
-        (journal.add(two(0.0)).unwrap(), journal.add(two(4.0)).unwrap());
+        journal.add(two(0.0)).unwrap();
+        journal.add(two(4.0)).unwrap();
         let whole = fs::read(beside(&output)).unwrap();
         // The second part was being written.
         for cut in [whole.len(), whole.len() - 3, whole.len() - 9] {
