@@ -126,11 +126,11 @@ impl Observer for Sums<'_> {
             return Ok(());
         };
         let Some(moments) = self.sums.get_mut(group) else { return Ok(()) };
-        let elements = value.tensor()?.to_f32()?;
-        let inner: usize = value.shape[axis + 1..].iter().product();
         if value.shape.get(*axis) != Some(&moments.size()) {
             return Ok(());
         }
+        let inner: usize = value.shape[axis + 1..].iter().product();
+        let elements = value.tensor()?.to_f32()?;
         match inner {
             1 => moments.add(&elements),
             _ => moments.add(&channels_last(&elements, moments.size(), inner)),

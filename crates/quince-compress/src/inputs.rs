@@ -32,7 +32,7 @@ pub fn weight_inputs(function: &Function) -> Vec<WeightInput> {
         }
         for &user in defs.users(*var) {
             let user = &function.block.operations[user];
-            if let Some((value, axis)) = channels_of(function, user, *var) {
+            if let Some((value, axis)) = channels_of(function, &defs, user, *var) {
                 let value = function.var(value).name.clone();
                 found.push(WeightInput { weight: weight.name().to_owned(), value, axis, channels });
             }
@@ -42,10 +42,10 @@ pub fn weight_inputs(function: &Function) -> Vec<WeightInput> {
 }
 
 /// The value that an operation multiplies a weight with, and the axis of its channels.
-fn channels_of(function: &Function, operation: &Operation, weight: Var) -> Option<(Var, usize)> {
+fn channels_of(function: &Function, defs: &Defs, operation: &Operation, weight: Var) -> Option<(Var, usize)> {
     let (param, from_end) = match operation.op_name() {
         "linear" | "logits" => ("x", 1),
-        "conv" if grouped(operation, function) => return None,
+        "conv" if grouped(operation, defs) => return None,
         "conv" => ("x", 0),
         "matmul" if operation.var("y") == Some(weight) => ("x", 1),
         "matmul" => ("y", 2),
@@ -60,8 +60,7 @@ fn channels_of(function: &Function, operation: &Operation, weight: Var) -> Optio
 }
 
 /// Whether a convolution has groups, so that a channel meets only some of the columns.
-fn grouped(operation: &Operation, function: &Function) -> bool {
-    let defs = Defs::new(function);
+fn grouped(operation: &Operation, defs: &Defs) -> bool {
     let groups = operation.arg("groups").and_then(|arg| defs.constant(arg)).and_then(|value| value.tensor().ok());
     groups.and_then(|tensor| tensor.to_i64().ok()).is_some_and(|groups| groups != [1])
 }

@@ -1,7 +1,6 @@
 //! The layers that sentence-transformers puts after the pooling.
 
-// Other tests use the rest of it.
-#[allow(dead_code)]
+#[expect(dead_code, reason = "other tests use the rest of it")]
 mod support;
 
 use quince_checkpoint::{Checkpoint, write_safetensors};

@@ -56,9 +56,9 @@ pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
     let bundle = Bundle::open(&args.package)?;
     let mut package = bundle.read_package()?;
     compression::warnings(&config, &args.calibration).iter().for_each(|warning| console.note(&format!("warning: {warning}")));
-    let tokenizer = loading::tokenizer(bundle.directory())?;
+    let tokenizer = || loading::tokenizer(bundle.directory());
     let beside = output::directory(&args.output);
-    let guide = args.calibration.guide(&package.program, tokenizer.as_ref(), beside, console)?;
+    let guide = args.calibration.guide(&package.program, tokenizer, beside, console)?;
     let report = compress_guided(&mut package.program, &config, guide)
         .map_err(|e| e.at(args.package.display()).hint("weights that are compressed already stay as they are"))?;
     if report.raised.is_some() {

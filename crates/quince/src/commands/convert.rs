@@ -289,8 +289,8 @@ fn compressed(
     program: &mut Program,
     console: &Console,
 ) -> Result<Compressed> {
-    let tokenizer = loading::tokenizer_of(checkpoint)?;
-    let guide = args.calibration.guide(program, tokenizer.as_ref(), output::directory(&args.output), console)?;
+    let tokenizer = || loading::tokenizer_of(checkpoint);
+    let guide = args.calibration.guide(program, tokenizer, output::directory(&args.output), console)?;
     Ok(compress_guided(program, config, guide)?)
 }
 

@@ -44,7 +44,7 @@ impl CalibrationArgs {
         }
     }
 
-    /// What is known of the weights of a program, if it is asked for. Statistics of its own are in a file in `directory`,
+    /// What is known of the weights of a program, if it is asked for; the tokenizer is read if texts are. Statistics of its own are in a file in `directory`,
     /// which is gone when the program is.
     ///
     /// # Errors
@@ -52,7 +52,7 @@ impl CalibrationArgs {
     pub fn guide(
         &self,
         program: &Program,
-        tokenizer: Option<&Tokenizer>,
+        tokenizer: impl FnOnce() -> Result<Option<Tokenizer>>,
         directory: &Path,
         console: &Console,
     ) -> Result<Option<Arc<dyn Guide>>> {
@@ -62,7 +62,7 @@ impl CalibrationArgs {
         }
         let file = tempfile::Builder::new().prefix(".quince-").suffix(".safetensors").tempfile_in(directory);
         let file = file.map_err(|e| refused("make a file for statistics", directory, &e))?;
-        statistics(program, tokenizer, source.as_deref(), self.calibration_tokens, file.path(), console)?;
+        statistics(program, tokenizer()?.as_ref(), source.as_deref(), self.calibration_tokens, file.path(), console)?;
         // The map keeps what the name no longer does.
         Ok(Some(Arc::new(Statistics::open(file.path())?)))
     }
