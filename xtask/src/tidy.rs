@@ -18,6 +18,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("quince-tensor", &[]),
     ("quince-mil", &["quince-tensor"]),
     ("quince-mlpackage", &["quince-mil"]),
+    ("quince-lint", &["quince-mlpackage"]),
     ("quince-hub", &["quince-tensor"]),
     ("quince-checkpoint", &["quince-tensor"]),
     ("quince-compress", &["quince-mil"]),
@@ -25,7 +26,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("quince-engine", &["quince-mil"]),
     ("quince-runtime", &["quince-engine", "quince-mlpackage"]),
     ("quince-calibrate", &["quince-runtime", "quince-compress"]),
-    ("quince", &["quince-calibrate", "quince-convert", "quince-hub"]),
+    ("quince", &["quince-calibrate", "quince-convert", "quince-hub", "quince-lint"]),
 ];
 
 /// What breaks a rule.

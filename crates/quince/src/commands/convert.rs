@@ -24,6 +24,7 @@ use quince_checkpoint::Checkpoint;
 use quince_compress::{OptimizationConfig, Report as Compressed, compress_guided};
 use quince_convert::lower::{FunctionKind, KvCache, LogitsOf, Precision, Target};
 use quince_convert::{Converted, FunctionName, Options, ShapesKind, convert_with};
+use quince_lint::COMPUTE_UNITS_KEY;
 use quince_mil::Program;
 use quince_mlpackage::{Package, is_compiled};
 use quince_runtime::{Bundle, CacheLayout, Suite, Validation};
@@ -236,7 +237,7 @@ pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
     report.kept(kept);
     report.adapted(opened.reported(&converted.functions));
     let mut package = Package::new(std::mem::take(&mut converted.program));
-    describe(&mut package, &converted);
+    describe(&mut package, &converted, args.compute_units);
     let validation = match is_package(&args.output) {
         true => {
             report.wrote(bundling::write_package(&package, &args.output, console)?);
@@ -309,11 +310,15 @@ fn is_package(path: &Path) -> bool {
 }
 
 /// What a package says of itself to people and to other tools.
-fn describe(package: &mut Package, converted: &Converted) {
+fn describe(package: &mut Package, converted: &Converted, units: Units) {
     let architecture = converted.semantic.architecture;
     package.metadata.short_description = format!("{architecture}, {} tokens of context", converted.settings.context);
     let own = [("quince.version", env!("CARGO_PKG_VERSION")), ("quince.architecture", architecture)];
     package.metadata.user_defined.extend(own.map(|(key, value)| (key.to_string(), value.to_string())));
+    if units != Units::All {
+        let name = quince_lint::Units::from(units).name();
+        package.metadata.user_defined.insert(COMPUTE_UNITS_KEY.to_string(), name.to_string());
+    }
 }
 
 fn cache_layout(converted: &Converted, program: &Program) -> Option<CacheLayout> {

@@ -1,6 +1,6 @@
 //! `quince inspect`: what a checkpoint, a package or a bundle holds.
 
-mod checkpoint;
+pub(super) mod checkpoint;
 mod package;
 
 use crate::console::Console;

@@ -40,6 +40,9 @@ table! {
     bench: Bench;
     predict: Predict;
     diff: Diff;
+    lint: Lint;
+    repair: Repair;
+    plan: Plan;
     compress: Compress;
     calibrate: Calibrate;
     print: Print;

@@ -49,3 +49,14 @@ impl From<Units> for ComputeUnits {
         }
     }
 }
+
+impl From<Units> for quince_lint::Units {
+    fn from(units: Units) -> quince_lint::Units {
+        match units {
+            Units::All => quince_lint::Units::All,
+            Units::CpuAndGpu => quince_lint::Units::CpuAndGpu,
+            Units::CpuAndNeuralEngine => quince_lint::Units::CpuAndNeuralEngine,
+            Units::CpuOnly => quince_lint::Units::CpuOnly,
+        }
+    }
+}

@@ -230,7 +230,10 @@ impl SchemeSize {
 }
 
 /// The schemes that people choose between, with the options that ask for them.
-fn schemes() -> Result<Vec<(&'static str, Scheme)>, Error> {
+///
+/// # Errors
+/// None: every number in them is one that is allowed.
+pub fn schemes() -> Result<Vec<(&'static str, Scheme)>, Error> {
     let palette = |bits: usize| -> Result<Scheme, Error> { Ok(Palette::kmeans(Nbits::new(bits)?, Some(16)).into()) };
     let linear = |dtype, granularity| Linear { dtype, mode: LinearMode::Symmetric, granularity }.into();
     Ok(vec![
