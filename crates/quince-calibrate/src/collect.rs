@@ -5,7 +5,7 @@ use crate::statistics::{self, Layout};
 use quince_compress::{Moments, weight_inputs};
 use quince_engine::{Observed, Observer};
 use quince_mil::Program;
-use quince_runtime::{Decoder, Watch};
+use quince_runtime::{Decoder, Embedder, Watch};
 use quince_tensor::Result;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -23,29 +23,76 @@ impl Default for CollectOptions {
     }
 }
 
-/// Runs the texts through a model and writes a file with the second moments of the inputs of all weights. `progress` hears
+/// What can be run on tokens while somebody looks at its values.
+pub trait Runner {
+    /// What the values of a text count, of `tokens` tokens.
+    fn weight(&self, tokens: usize) -> f32;
+
+    /// Runs it on a text.
+    ///
+    /// # Errors
+    /// A text that is too long; what the engine or the observer reports.
+    fn observe(&mut self, tokens: &[u32], watch: &mut dyn Watch) -> Result<()>;
+}
+
+impl Runner for Decoder {
+    /// Every token is predicted by itself.
+    fn weight(&self, _: usize) -> f32 {
+        1.0
+    }
+
+    fn observe(&mut self, tokens: &[u32], watch: &mut dyn Watch) -> Result<()> {
+        Decoder::observe(self, tokens, watch)
+    }
+}
+
+impl Runner for Embedder {
+    /// Every text has one embedding, to which all of its tokens add.
+    fn weight(&self, tokens: usize) -> f32 {
+        1.0 / tokens.max(1) as f32
+    }
+
+    fn observe(&mut self, tokens: &[u32], watch: &mut dyn Watch) -> Result<()> {
+        Embedder::observe(self, tokens, watch)
+    }
+}
+
+/// A function of a program, or several that belong together, and the texts that they are run on.
+pub struct Run<'a> {
+    /// What is run.
+    pub runner: &'a mut dyn Runner,
+    /// On what.
+    pub texts: Texts,
+}
+
+/// Runs texts through a program and writes a file with the second moments of the inputs of all weights. `progress` hears
 /// how many texts of how many were run.
 ///
 /// # Errors
-/// A model without weights that could use them; what the engine reports; a file that cannot be written.
+/// A program without weights that could use them; what the engine reports; a file that cannot be written.
 pub fn collect(
-    decoder: &mut Decoder,
-    texts: &Texts,
+    program: &Program,
+    runs: &mut [Run],
     file: &Path,
     options: CollectOptions,
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<()> {
-    let values = Values::of(decoder.engine().program());
+    let values = Values::of(program);
     let layout = Layout { sizes: values.sizes.clone(), weights: values.weights.clone() };
     let mut out = statistics::Writer::create(file, &layout)?;
     let passes = passes(&values.sizes, options.memory);
-    let total = passes.len() * texts.windows.len();
-    for (number, wanted) in passes.iter().enumerate() {
+    let total = passes.len() * runs.iter().map(|run| run.texts.windows.len()).sum::<usize>();
+    let mut done = 0;
+    for wanted in &passes {
         let sums = wanted.clone().map(|group| (group, Moments::new(values.sizes[group]))).collect();
-        let mut sums = Sums { values: &values, function: String::new(), sums };
-        for (i, text) in texts.windows.iter().enumerate() {
-            progress(number * texts.windows.len() + i, total);
-            decoder.observe(text, &mut sums)?;
+        let mut sums = Sums { values: &values, function: String::new(), scale: 1.0, sums };
+        for run in runs.iter_mut() {
+            for text in &run.texts.windows {
+                progress(done, total);
+                sums.scale = run.runner.weight(text.len()).sqrt();
+                run.runner.observe(text, &mut sums)?;
+                done += 1;
+            }
         }
         sums.sums.values().try_for_each(|moments| out.append(moments))?;
     }
@@ -109,6 +156,8 @@ impl Values {
 struct Sums<'a> {
     values: &'a Values,
     function: String,
+    /// What values are multiplied with before they are squared.
+    scale: f32,
     /// By group.
     sums: BTreeMap<usize, Moments>,
 }
@@ -130,7 +179,10 @@ impl Observer for Sums<'_> {
             return Ok(());
         }
         let inner: usize = value.shape[axis + 1..].iter().product();
-        let elements = value.tensor()?.to_f32()?;
+        let mut elements = value.tensor()?.to_f32()?;
+        if self.scale != 1.0 {
+            elements.iter_mut().for_each(|x| *x *= self.scale);
+        }
         match inner {
             1 => moments.add(&elements),
             _ => moments.add(&channels_last(&elements, moments.size(), inner)),

@@ -5,12 +5,13 @@
 //! ```
 //!
 //! The texts may be given, or written by the model itself ([`Texts::written_by`]), which needs no data and shows the
-//! model what it is used to (Liu et al. 2023, LLM-QAT, section 3.1).
+//! model what it is used to (Liu et al. 2023, LLM-QAT, section 3.1). Encoders, which write nothing, read sentences that
+//! were written for this ([`Texts::BUILT_IN`]).
 
 mod collect;
 mod statistics;
 mod texts;
 
-pub use collect::{CollectOptions, collect};
+pub use collect::{CollectOptions, Run, Runner, collect};
 pub use statistics::Statistics;
 pub use texts::Texts;

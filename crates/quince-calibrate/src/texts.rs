@@ -12,6 +12,9 @@ pub struct Texts {
 }
 
 impl Texts {
+    /// Sentences of many kinds, one on each line, written for quince: what encoders are run on when nothing is given.
+    pub const BUILT_IN: &str = include_str!("built_in.txt");
+
     /// A long text, cut into windows of `length` tokens of which each begins with the tokenizer's begin-of-text token, if
     /// it has one; at most `tokens` in all, taken evenly from the whole text.
     ///
@@ -29,6 +32,32 @@ impl Texts {
         let chosen = (0..wanted).map(|i| windows[i * windows.len() / wanted]);
         let windows = chosen.map(|window| begin.iter().chain(window).copied().collect()).collect();
         Ok(Texts { windows })
+    }
+
+    /// Texts of which each line is one, with the special tokens that a sentence has; lines that are longer than `length`
+    /// tokens are cut. Of too many, those are taken that are spread evenly over all; where there are fewer than `tokens`
+    /// tokens, pieces of lines are put together to further texts, as long as some sentence and as short as a word.
+    ///
+    /// # Errors
+    /// No line with tokens.
+    pub fn of_lines(text: &str, tokenizer: &Tokenizer, length: usize, tokens: usize) -> Result<Texts> {
+        let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+        let encode = |line: &str| tokenizer.encode_within(line, length);
+        let all: Vec<Vec<u32>> = lines.iter().map(|line| encode(line)).collect::<Result<_>>()?;
+        let count: usize = all.iter().map(Vec::len).sum();
+        if count == 0 {
+            bail!("found no line with tokens, expected lines of text");
+        }
+        let mut texts = Texts { windows: spread(all, count, tokens) };
+        let (mut pieces, mut count) = (Pieces::of(&lines), texts.tokens());
+        while count < tokens {
+            let spliced = encode(&pieces.text())?;
+            // At least one, so that this ends whatever the tokenizer does.
+            count += spliced.len().max(1);
+            texts.windows.push(spliced);
+        }
+        texts.windows.retain(|text| !text.is_empty());
+        Ok(texts)
     }
 
     /// Texts that the model writes itself, drawn from its own probabilities until there are `tokens` tokens; no text is
@@ -77,5 +106,53 @@ impl Texts {
     /// The number of tokens.
     pub fn tokens(&self) -> usize {
         self.windows.iter().map(Vec::len).sum()
+    }
+}
+
+/// Of texts in order, those that make the share of what was taken pass that of what was seen.
+fn spread(texts: Vec<Vec<u32>>, count: usize, tokens: usize) -> Vec<Vec<u32>> {
+    let wanted = tokens.min(count) as u128;
+    let (mut seen, mut taken) = (0, 0);
+    let mut chosen = Vec::new();
+    for text in texts {
+        seen += text.len() as u128;
+        if taken * (count as u128) < seen * wanted {
+            taken += text.len() as u128;
+            chosen.push(text);
+        }
+    }
+    chosen
+}
+
+/// How many pieces a spliced text has; one is as likely as another.
+const PIECES: [usize; 6] = [1, 1, 2, 2, 3, 5];
+
+/// Puts pieces of lines together.
+struct Pieces<'a> {
+    lines: Vec<Vec<&'a str>>,
+    state: u64,
+}
+
+impl<'a> Pieces<'a> {
+    fn of(lines: &[&'a str]) -> Pieces<'a> {
+        Pieces { lines: lines.iter().map(|line| line.split_whitespace().collect()).collect(), state: 1 }
+    }
+
+    /// A number below `end`, which is not 0: a linear congruential sequence stands for chance (Knuth's MMIX).
+    fn below(&mut self, end: usize) -> usize {
+        self.state = self.state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        ((self.state >> 33) % end as u64) as usize
+    }
+
+    /// Words from anywhere to anywhere later in a line, several times.
+    fn text(&mut self) -> String {
+        let mut words: Vec<&str> = Vec::new();
+        for _ in 0..PIECES[self.below(PIECES.len())] {
+            let line = self.below(self.lines.len());
+            let first = self.below(self.lines[line].len());
+            let count = 1 + self.below(self.lines[line].len() - first);
+            words.extend(&self.lines[line][first..first + count]);
+        }
+        words.join(" ")
     }
 }

@@ -1,6 +1,6 @@
 //! What calibration is worth on the bundled model, in perplexity on text that it was not calibrated on.
 
-use quince_calibrate::{CollectOptions, Statistics, Texts, collect};
+use quince_calibrate::{CollectOptions, Run, Statistics, Texts, collect};
 use quince_checkpoint::Checkpoint;
 use quince_compress::{Guide, Nbits, OptimizationConfig, Palette, compress_guided};
 use quince_convert::{Options, convert};
@@ -39,7 +39,8 @@ fn calibration_saves_much_of_what_low_bits_cost() {
     // A cache makes no difference to what is written, only to how long it takes.
     let cached = convert(&Checkpoint::open(model()).unwrap(), &Options::default()).unwrap().program;
     let texts = Texts::written_by(&mut decoder(cached), begin, tokenizer.eos(), [256, 8192], &mut |_| ()).unwrap();
-    collect(&mut decoder(program()), &texts, file.path(), CollectOptions::default(), &mut |_, _| ()).unwrap();
+    let mut runs = [Run { runner: &mut decoder(program()), texts }];
+    collect(&program(), &mut runs, file.path(), CollectOptions::default(), &mut |_, _| ()).unwrap();
     let guide: Arc<dyn Guide> = Arc::new(Statistics::open(file.path()).unwrap());
     let original = measured(program(), &tokenizer);
     for (bits, most) in [(4, 0.85), (3, 0.85), (2, 0.6)] {

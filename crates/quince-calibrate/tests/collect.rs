@@ -1,10 +1,11 @@
 //! Second moments of a program whose values are known: rows of a table.
 
-use quince_calibrate::{CollectOptions, Statistics, Texts, collect};
+use quince_calibrate::{CollectOptions, Run, Statistics, Texts, collect};
 use quince_compress::Guide;
 use quince_engine::{Engine, Options};
 use quince_mil::{Builder, DType, Dim, Flexibility, Function, Opset, Program, Tensor, TensorType, Value, Weight};
-use quince_runtime::Decoder;
+use quince_runtime::{Decoder, Tokenizer};
+use std::path::Path;
 use std::sync::Arc;
 
 const VOCABULARY: usize = 7;
@@ -12,6 +13,13 @@ const WIDTH: usize = 3;
 
 fn table() -> Vec<f32> {
     (0..VOCABULARY * WIDTH).map(|i| ((i * 5 % 11) as f32 - 4.0) / 4.0).collect()
+}
+
+fn collected(texts: &Texts, file: &Path) {
+    let mut decoder = decoder();
+    let program = decoder.engine().program().clone();
+    let mut runs = [Run { runner: &mut decoder, texts: texts.clone() }];
+    collect(&program, &mut runs, file, CollectOptions::default(), &mut |_, _| ()).unwrap();
 }
 
 /// `input_ids` [1, S] to `logits` [1, S, V]: rows of a table, and a product.
@@ -36,7 +44,7 @@ fn decoder() -> Decoder {
 fn moments_are_those_of_the_rows_that_were_looked_up() {
     let texts = Texts { windows: vec![vec![1, 2, 2, 6], vec![0, 5]] };
     let file = tempfile::NamedTempFile::new().unwrap();
-    collect(&mut decoder(), &texts, file.path(), CollectOptions::default(), &mut |_, _| ()).unwrap();
+    collected(&texts, file.path());
     let statistics = Statistics::open(file.path()).unwrap();
     // The table is not multiplied with anything.
     assert_eq!((statistics.weights(), statistics.knows("embed.weight")), (1, false));
@@ -59,7 +67,7 @@ fn files_that_are_not_statistics_are_refused() {
     let file = tempfile::NamedTempFile::new().unwrap();
     let whole = {
         let texts = Texts { windows: vec![vec![1, 2]] };
-        collect(&mut decoder(), &texts, file.path(), CollectOptions::default(), &mut |_, _| ()).unwrap();
+        collected(&texts, file.path());
         std::fs::read(file.path()).unwrap()
     };
     for end in [0, 7, 40, whole.len() - 1] {
@@ -81,4 +89,25 @@ fn a_model_writes_texts_until_there_are_enough() {
         assert!(text[0] == 1 && !before.contains(&3) && (text.len() == 8 || *last == 3), "{text:?}");
     }
     assert!(written(None).windows.iter().map(|text| text[0]).collect::<std::collections::BTreeSet<_>>().len() > 2);
+}
+
+#[test]
+fn lines_are_taken_from_the_whole_text_until_there_are_enough() {
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/tiny-llama");
+    let tokenizer = Tokenizer::from_dir(model).unwrap();
+    let all: Vec<Vec<u32>> = Texts::BUILT_IN.lines().map(|line| tokenizer.encode_within(line, 256).unwrap()).collect();
+    let count: usize = all.iter().map(Vec::len).sum();
+    let some = Texts::of_lines(Texts::BUILT_IN, &tokenizer, 256, count / 4).unwrap();
+    assert!(some.tokens().abs_diff(count / 4) < 256, "{} of {count}", some.tokens());
+    // From the first tenth to the last.
+    let place = |text: &Vec<u32>| all.iter().position(|other| other == text).unwrap();
+    let tenth = all.len() / 10;
+    assert!(place(&some.windows[0]) < tenth && place(some.windows.last().unwrap()) > 9 * tenth);
+    // All lines first, then pieces of them, which are other texts.
+    let more = Texts::of_lines(Texts::BUILT_IN, &tokenizer, 256, 2 * count).unwrap();
+    assert_eq!(more.windows[..all.len()], all);
+    assert!((2 * count..2 * count + 256).contains(&more.tokens()), "{} of {count}", more.tokens());
+    let new = more.windows[all.len()..].iter().filter(|text| !all.contains(text)).count();
+    assert!(2 * new > more.windows.len() - all.len(), "{new} of {}", more.windows.len() - all.len());
+    assert!(Texts::of_lines("\n \n", &tokenizer, 256, 10).is_err());
 }

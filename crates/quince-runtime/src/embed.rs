@@ -19,6 +19,7 @@ use std::sync::Arc;
 use quince_engine::{Engine, Tensors};
 use quince_tensor::{Error, Result, Tensor, bail};
 
+use crate::model::Watch;
 use batches::{Batch, divide};
 use function::{Encoder, Gives, TokenInput};
 pub use pooling::{Pooling, SentenceModules};
@@ -155,10 +156,35 @@ impl Embedder {
                 encoder.shapes
             );
         }
+        let inputs = self.inputs(sentences, [batch, length])?;
+        let mut outputs = self.engine.predict(&encoder.name, &inputs, &mut self.engine.new_state()?)?;
+        let Some(output) = outputs.remove(&encoder.output) else {
+            bail!("function `{}` gave no `{}`", encoder.name, encoder.output);
+        };
+        self.vectors(sentences, [batch, length], &output)
+    }
+
+    /// Shows the values of one sentence to an observer. Where the function takes no call of exactly its length, the
+    /// call is filled with the sentence again and again, so that no value is that of padding.
+    ///
+    /// # Errors
+    /// As [`Embedder::embed`]; what the observer or the engine reports.
+    pub fn observe(&self, sentence: &[u32], watch: &mut dyn Watch) -> Result<()> {
+        let Some([batch, length]) = self.encoder.shapes.holding(1, sentence.len()).filter(|_| !sentence.is_empty())
+        else {
+            bail!("found a sentence of {} tokens, expected 1 to {}", sentence.len(), self.encoder.shapes.longest());
+        };
+        let row: Vec<u32> = sentence.iter().copied().cycle().take(length).collect();
+        let inputs = self.inputs(&vec![&row[..]; batch], [batch, length])?;
+        watch.enter(&self.encoder.name);
+        self.engine.observe(&self.encoder.name, &inputs, &mut self.engine.new_state()?, watch).map(drop)
+    }
+
+    fn inputs(&self, sentences: &[&[u32]], [batch, length]: [usize; 2]) -> Result<Tensors> {
         if sentences.len() > batch || sentences.iter().any(|sentence| !(1..=length).contains(&sentence.len())) {
             bail!("found sentences that are empty, or more or longer than the call, {batch} x {length}");
         }
-        let inputs = encoder.inputs.iter().map(|input| {
+        let inputs = self.encoder.inputs.iter().map(|input| {
             let values = match input.what {
                 TokenInput::Ids => self.ids(sentences, batch, length)?,
                 TokenInput::Mask => mask(sentences, batch, length),
@@ -166,12 +192,7 @@ impl Embedder {
             };
             Ok((input.name.clone(), Tensor::from_vec([batch, length], values)?.cast(input.dtype)?))
         });
-        let inputs = inputs.collect::<Result<Tensors>>()?;
-        let mut outputs = self.engine.predict(&encoder.name, &inputs, &mut self.engine.new_state()?)?;
-        let Some(output) = outputs.remove(&encoder.output) else {
-            bail!("function `{}` gave no `{}`", encoder.name, encoder.output);
-        };
-        self.vectors(sentences, [batch, length], &output)
+        inputs.collect()
     }
 
     /// The vectors of `sentences` in what the function gave.

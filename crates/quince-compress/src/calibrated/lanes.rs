@@ -6,15 +6,20 @@ use super::matrix::{View, multiply};
 /// Columns that are gone through one by one, between products with all of them.
 const BLOCK: usize = 64;
 
-/// Rows of a weight that share a table, its columns in the order of a [`Factor`].
+/// Rows of a weight, its columns in the order of a [`Factor`]. Rows that follow each other share a table; rows of as many
+/// tables as there are lanes for are worked on together.
 pub(super) struct Lanes<'a> {
     factor: &'a Factor,
     /// How many rows.
     count: usize,
+    /// How many of them share a table; the last ones may be fewer.
+    shared: usize,
     /// n x count.
     weight: Vec<f32>,
     /// n x count: the index of each element.
-    pub codes: Vec<u8>,
+    codes: Vec<u8>,
+    /// n x count: the indices that cost least so far.
+    best: Vec<u8>,
     /// n x count: W - Q.
     errors: Vec<f32>,
     /// n x count: H (W - Q)ᵀ, half of the gradient of the cost.
@@ -43,36 +48,66 @@ impl Table {
 }
 
 impl<'a> Lanes<'a> {
-    /// Of rows, each with its columns in the order of the weight.
-    pub fn new(factor: &'a Factor, rows: &[Vec<f32>]) -> Lanes<'a> {
+    /// Of rows, each with its columns in the order of the weight, of which every `shared` have a table.
+    pub fn new(factor: &'a Factor, rows: &[Vec<f32>], shared: usize) -> Lanes<'a> {
         let (n, count) = (factor.size(), rows.len());
         let mut weight = vec![0.0; n * count];
         for (column, out) in factor.order().iter().zip(weight.chunks_exact_mut(count.max(1))) {
             out.iter_mut().zip(rows).for_each(|(out, row)| *out = row[*column as usize]);
         }
-        let (codes, errors, gradient) = (vec![0; weight.len()], weight.clone(), weight.clone());
-        Lanes { factor, count, weight, codes, errors, gradient }
+        let codes = vec![0; weight.len()];
+        let (errors, gradient) = (weight.clone(), weight.clone());
+        Lanes { factor, count, shared, weight, best: codes.clone(), codes, errors, gradient }
     }
 
-    /// The elements of all rows, and the importance of each.
-    pub fn elements(&self) -> impl Iterator<Item = (f32, f64)> {
-        let importance = |i: usize| f64::from(self.factor.diagonal(i / self.count));
-        self.weight.iter().enumerate().map(move |(i, &value)| (value, importance(i)))
+    /// The number of tables.
+    pub fn tables(&self) -> usize {
+        self.count.div_ceil(self.shared)
     }
 
-    /// The indices of a row, its columns in the order of the weight.
+    /// The elements of the rows of a table, and the importance of each.
+    pub fn elements(&self, table: usize) -> impl Iterator<Item = (f32, f64)> {
+        let lanes = self.lanes(table);
+        let columns = self.weight.chunks_exact(self.count).enumerate();
+        columns.flat_map(move |(column, values)| {
+            let importance = f64::from(self.factor.diagonal(column));
+            values[lanes.clone()].iter().map(move |&value| (value, importance))
+        })
+    }
+
+    fn lanes(&self, table: usize) -> std::ops::Range<usize> {
+        table * self.shared..self.count.min((table + 1) * self.shared)
+    }
+
+    /// The best indices of a row, its columns in the order of the weight.
     pub fn row_codes(&self, row: usize) -> Vec<u8> {
         let mut codes = vec![0; self.factor.size()];
-        for (column, lane) in self.factor.order().iter().zip(self.codes.chunks_exact(self.count)) {
+        for (column, lane) in self.factor.order().iter().zip(self.best.chunks_exact(self.count)) {
             codes[*column as usize] = lane[row];
         }
         codes
     }
 
+    /// Keeps the indices of a table as the best.
+    pub fn keep(&mut self, table: usize) {
+        let lanes = self.lanes(table);
+        for (best, codes) in self.best.chunks_exact_mut(self.count).zip(self.codes.chunks_exact(self.count)) {
+            best[lanes.clone()].copy_from_slice(&codes[lanes.clone()]);
+        }
+    }
+
+    /// Gives the entries of a table other indices.
+    pub fn renumber(&mut self, table: usize, new: &[u8]) {
+        let lanes = self.lanes(table);
+        for codes in self.codes.chunks_exact_mut(self.count) {
+            codes[lanes.clone()].iter_mut().for_each(|code| *code = new[usize::from(*code)]);
+        }
+    }
+
     /// Chooses indices column by column, from the last to the first: each is the nearest to what would make up for the
     /// errors so far, w_j + Σ_{i > j} (w_i - q_i) L_ij.
-    pub fn round(&mut self, table: &Table) {
-        let (n, count) = (self.factor.size(), self.count);
+    pub fn round(&mut self, tables: &[Table]) {
+        let (n, count, shared) = (self.factor.size(), self.count, self.shared);
         let lower = self.factor.lower();
         let mut wanted = vec![0.0; BLOCK * count];
         for first in (0..n).step_by(BLOCK).rev() {
@@ -87,6 +122,7 @@ impl<'a> Lanes<'a> {
                 let (before, now) = wanted.split_at_mut((j - first) * count);
                 let at = j * count;
                 for (lane, &value) in now[..count].iter().enumerate() {
+                    let table = &tables[lane / shared];
                     let code = table.nearest(value);
                     self.codes[at + lane] = code;
                     self.errors[at + lane] = self.weight[at + lane] - table.entries[usize::from(code)];
@@ -99,21 +135,25 @@ impl<'a> Lanes<'a> {
         }
     }
 
-    /// Takes errors and gradient anew, and says what they cost: tr((W - Q) H (W - Q)ᵀ).
-    pub fn cost(&mut self, table: &Table) -> f64 {
-        let (n, count) = (self.factor.size(), self.count);
-        for ((error, weight), &code) in self.errors.iter_mut().zip(&self.weight).zip(&self.codes) {
-            *error = weight - table.entries[usize::from(code)];
+    /// Takes errors and gradient anew, and says what they cost for each table: tr((W - Q) H (W - Q)ᵀ).
+    pub fn costs(&mut self, tables: &[Table]) -> Vec<f64> {
+        let (n, count, shared) = (self.factor.size(), self.count, self.shared);
+        for (i, ((error, weight), &code)) in self.errors.iter_mut().zip(&self.weight).zip(&self.codes).enumerate() {
+            *error = weight - tables[i % count / shared].entries[usize::from(code)];
         }
         let (moments, errors) = (View::new(self.factor.moments(), n, n, n), View::new(&self.errors, n, count, count));
         multiply(1.0, moments, errors, 0.0, &mut self.gradient, count);
-        self.errors.iter().zip(&self.gradient).map(|(&e, &g)| f64::from(e) * f64::from(g)).sum()
+        let mut costs = vec![0.0; self.tables()];
+        for (i, (&error, &gradient)) in self.errors.iter().zip(&self.gradient).enumerate() {
+            costs[i % count / shared] += f64::from(error) * f64::from(gradient);
+        }
+        costs
     }
 
     /// Gives each element in turn the index that costs least while all others stay. The gradient must be that of the
-    /// table, and is so afterwards.
-    pub fn descend(&mut self, table: &Table) {
-        let (n, count) = (self.factor.size(), self.count);
+    /// tables, and is so afterwards.
+    pub fn descend(&mut self, tables: &[Table]) {
+        let (n, count, shared) = (self.factor.size(), self.count, self.shared);
         let moments = self.factor.moments();
         let mut steps = vec![0.0; BLOCK * count];
         for first in (0..n).step_by(BLOCK).rev() {
@@ -125,6 +165,7 @@ impl<'a> Lanes<'a> {
                 let row = &moments[j * n..(j + 1) * n];
                 let (at, inside) = (j * count, (j - first) * count);
                 for lane in 0..count {
+                    let table = &tables[lane / shared];
                     let old = table.entries[usize::from(self.codes[at + lane])];
                     let code = table.nearest(old + local[inside + lane] / row[j]);
                     self.codes[at + lane] = code;
@@ -144,34 +185,42 @@ impl<'a> Lanes<'a> {
         }
     }
 
-    /// Sᵀ (H (W - Q)ᵀ): by entry of the table, the sum of the gradient over the elements that have its index.
+    /// Sᵀ (H (W - Q)ᵀ): by table and entry, the sum of the gradient over the elements that have its index.
     pub fn slopes(&self, entries: usize) -> Vec<f64> {
         self.gathered(&self.gradient, entries)
     }
 
-    /// Sᵀ H S d: how the slopes change when the entries of the table move by d.
-    pub fn curvature(&self, direction: &[f64]) -> Vec<f64> {
+    /// Sᵀ H S d: how the slopes change when the entries of the tables move by d.
+    pub fn curvature(&self, direction: &[f64], entries: usize) -> Vec<f64> {
         let (n, count) = (self.factor.size(), self.count);
-        let moved: Vec<f32> = self.codes.iter().map(|&code| direction[usize::from(code)] as f32).collect();
+        let moved = |(i, &code): (usize, &u8)| direction[self.entry(i, code, entries)] as f32;
+        let moved: Vec<f32> = self.codes.iter().enumerate().map(moved).collect();
         let mut product = vec![0.0; n * count];
         let moments = View::new(self.factor.moments(), n, n, n);
         multiply(1.0, moments, View::new(&moved, n, count, count), 0.0, &mut product, count);
-        self.gathered(&product, direction.len())
+        self.gathered(&product, entries)
     }
 
-    /// The diagonal of H summed over the elements that have each index.
+    /// The diagonal of H summed over the elements that have each index, by table and entry.
     pub fn masses(&self, entries: usize) -> Vec<f64> {
-        let mut masses = vec![0.0; entries];
-        for (column, codes) in self.codes.chunks_exact(self.count).enumerate() {
-            codes.iter().for_each(|&code| masses[usize::from(code)] += f64::from(self.factor.diagonal(column)));
+        let mut masses = vec![0.0; self.tables() * entries];
+        for (i, &code) in self.codes.iter().enumerate() {
+            masses[self.entry(i, code, entries)] += f64::from(self.factor.diagonal(i / self.count));
         }
         masses
     }
 
-    /// Sums of values over the elements that have each index.
+    /// Sums of values over the elements that have each index, by table and entry.
     fn gathered(&self, values: &[f32], entries: usize) -> Vec<f64> {
-        let mut sums = vec![0.0; entries];
-        self.codes.iter().zip(values).for_each(|(&code, &value)| sums[usize::from(code)] += f64::from(value));
+        let mut sums = vec![0.0; self.tables() * entries];
+        for (i, (&code, &value)) in self.codes.iter().zip(values).enumerate() {
+            sums[self.entry(i, code, entries)] += f64::from(value);
+        }
         sums
+    }
+
+    /// Where the entry of an element is among those of all tables.
+    fn entry(&self, element: usize, code: u8, entries: usize) -> usize {
+        element % self.count / self.shared * entries + usize::from(code)
     }
 }

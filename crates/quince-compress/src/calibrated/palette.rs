@@ -43,11 +43,13 @@ pub(crate) fn palettize_calibrated(
             hint: "sizes that do: {}", divisors(matrix.rows)
         );
     }
-    let groups = (0..matrix.rows / size).into_par_iter().map(|group| {
-        let rows = matrix.read(group * size..(group + 1) * size)?;
-        solve(&rows, factor, options)
+    // Small groups are worked on together, so that there are lanes enough.
+    let step = size * (LANES / size).max(1);
+    let batches = (0..matrix.rows.div_ceil(step)).into_par_iter().map(|batch| {
+        let rows = matrix.read(batch * step..matrix.rows.min((batch + 1) * step))?;
+        solve(&rows, size, factor, options)
     });
-    let groups: Vec<Group> = groups.collect::<Result<_>>()?;
+    let groups: Vec<Group> = batches.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect();
     let entries = options.nbits.entries();
     let codes = matrix.arrange(groups.iter().flat_map(|group| &group.codes));
     let indices = Tensor::from_codes(index_type(options)?, weight.shape(), &codes)?;
@@ -123,85 +125,111 @@ struct Group {
     sse: f64,
 }
 
-/// Chooses the table and the indices of rows that share them.
-fn solve(rows: &[Vec<f32>], factor: &Factor, options: &PalettizeOptions) -> Result<Group> {
-    let mut lanes: Vec<Lanes> = rows.par_chunks(LANES).map(|rows| Lanes::new(factor, rows)).collect();
-    let (values, importance): (Vec<f32>, Vec<f64>) = lanes.iter().flat_map(Lanes::elements).unzip();
-    let points = Points::with_importance(&values, &importance)?;
-    let start = kmeans::cluster(&points, options.nbits.entries(), options.lut)?;
-    let mut table = Table::new(start.into_iter().map(|entry| entry as f32).collect());
-    lanes.par_iter_mut().for_each(|lanes| lanes.round(&table));
-    let mut best: Option<(f64, Vec<f32>, Vec<Vec<u8>>)> = None;
+/// Chooses tables and indices of rows, of which every `shared` have a table.
+fn solve(rows: &[Vec<f32>], shared: usize, factor: &Factor, options: &PalettizeOptions) -> Result<Vec<Group>> {
+    let k = options.nbits.entries();
+    let lanes = |rows| Lanes::new(factor, rows, shared.min(LANES));
+    // Either several tables in the lanes of one, or one table for several.
+    let per_lanes = shared.min(LANES) * (LANES / shared).max(1);
+    let mut lanes: Vec<Lanes> = rows.par_chunks(per_lanes).map(lanes).collect();
+    let count = rows.len().div_ceil(shared);
+    let mut tables = (0..count).map(|table| start(&lanes, table, options)).collect::<Result<Vec<Table>>>()?;
+    lanes.par_iter_mut().for_each(|lanes| lanes.round(&tables));
+    let mut best: Vec<(f64, Vec<f32>)> = vec![(f64::INFINITY, Vec::new()); count];
     for round in 0..=ROUNDS {
-        let costs: Vec<f64> = lanes.par_iter_mut().map(|lanes| lanes.cost(&table)).collect();
-        let cost: f64 = costs.iter().sum();
-        let before = best.as_ref().map_or(f64::INFINITY, |best| best.0);
-        if cost < before {
-            let codes = lanes.iter().map(|lanes| lanes.codes.clone()).collect();
-            best = Some((cost, table.entries.clone(), codes));
+        let costs = sum(lanes.par_iter_mut().map(|lanes| lanes.costs(&tables)).collect());
+        let mut worth = false;
+        for (number, (best, cost)) in best.iter_mut().zip(costs).enumerate() {
+            worth |= cost < best.0 * (1.0 - WORTH);
+            if cost < best.0 {
+                *best = (cost, tables[number].entries.clone());
+                lanes.iter_mut().for_each(|lanes| lanes.keep(number));
+            }
         }
-        if round == ROUNDS || cost >= before * (1.0 - WORTH) {
+        if round == ROUNDS || !worth {
             break;
         }
-        lanes.par_iter_mut().for_each(|lanes| lanes.descend(&table));
-        table = improved(&mut lanes, &table, options.lut)?;
+        lanes.par_iter_mut().for_each(|lanes| lanes.descend(&tables));
+        tables = improved(&mut lanes, &tables, k, options.lut)?;
     }
-    let (entries, codes) = match best {
-        Some((_, entries, codes)) => (entries, codes),
-        None => bail!("found costs that are not numbers, expected finite moments"),
-    };
-    lanes.iter_mut().zip(codes).for_each(|(lanes, codes)| lanes.codes = codes);
+    if best.iter().any(|(_, entries)| entries.is_empty()) {
+        bail!("found costs that are not numbers, expected finite moments");
+    }
     let codes: Vec<Vec<u8>> = lanes
         .iter()
-        .zip(rows.chunks(LANES))
+        .zip(rows.chunks(per_lanes))
         .flat_map(|(lanes, rows)| (0..rows.len()).map(|row| lanes.row_codes(row)))
         .collect();
-    let error = |(value, code): (&f32, &u8)| f64::from(value - entries[usize::from(*code)]).powi(2);
-    let sse = rows.iter().zip(&codes).flat_map(|(row, codes)| row.iter().zip(codes)).map(error).sum();
-    Ok(Group { entries, codes, sse })
+    let groups = best.into_iter().zip(rows.chunks(shared)).zip(codes.chunks(shared));
+    Ok(groups.map(|(((_, entries), rows), codes)| Group::new(entries, rows, codes)).collect())
+}
+
+impl Group {
+    fn new(entries: Vec<f32>, rows: &[Vec<f32>], codes: &[Vec<u8>]) -> Group {
+        let error = |(value, code): (&f32, &u8)| f64::from(value - entries[usize::from(*code)]).powi(2);
+        let sse = rows.iter().zip(codes).flat_map(|(row, codes)| row.iter().zip(codes)).map(error).sum();
+        Group { entries, codes: codes.to_vec(), sse }
+    }
+}
+
+/// The table to begin with: k-means of the elements, each as important as its input.
+fn start(lanes: &[Lanes], table: usize, options: &PalettizeOptions) -> Result<Table> {
+    let (values, importance): (Vec<f32>, Vec<f64>) = lanes.iter().flat_map(|lanes| lanes.elements(table)).unzip();
+    let points = Points::with_importance(&values, &importance)?;
+    let entries = kmeans::cluster(&points, options.nbits.entries(), options.lut)?;
+    Ok(Table::new(entries.into_iter().map(|entry| entry as f32).collect()))
+}
+
+fn sum(parts: Vec<Vec<f64>>) -> Vec<f64> {
+    parts.into_iter().reduce(|a, b| a.iter().zip(b).map(|(a, b)| a + b).collect()).unwrap_or_default()
 }
 
 /// The entries that cost least for the indices as they are, nearly: conjugate gradients on Sᵀ H S δ = Sᵀ H (W - Q)ᵀ,
-/// where S says which element has which index, preconditioned by the diagonal of H. Indices are renumbered with the
-/// entries, so that these ascend.
-fn improved(lanes: &mut [Lanes], table: &Table, lut: Float) -> Result<Table> {
-    let k = table.entries.len();
-    let sum = |parts: Vec<Vec<f64>>| {
-        parts.into_iter().reduce(|a, b| a.iter().zip(b).map(|(a, b)| a + b).collect()).unwrap_or_default()
-    };
+/// where S says which element has which index, preconditioned by the diagonal of H; for each table of its own. Indices
+/// are renumbered with the entries, so that these ascend.
+fn improved(lanes: &mut [Lanes], tables: &[Table], k: usize, lut: Float) -> Result<Vec<Table>> {
     let masses = sum(lanes.iter().map(|lanes| lanes.masses(k)).collect());
     // An entry that no element has stays where it is.
     let solve = |v: &[f64]| -> Vec<f64> {
         v.iter().zip(&masses).map(|(v, mass)| if *mass > 0.0 { v / mass } else { 0.0 }).collect()
     };
-    let dot = |a: &[f64], b: &[f64]| -> f64 { a.iter().zip(b).map(|(a, b)| a * b).sum() };
+    let dots = |a: &[f64], b: &[f64]| -> Vec<f64> {
+        let dot = |(a, b): (&[f64], &[f64])| a.iter().zip(b).map(|(a, b)| a * b).sum();
+        a.chunks_exact(k).zip(b.chunks_exact(k)).map(dot).collect()
+    };
     let mut residual = sum(lanes.iter().map(|lanes| lanes.slopes(k)).collect());
     let mut scaled = solve(&residual);
     let mut direction = scaled.clone();
-    let mut change = vec![0.0; k];
-    let mut length = dot(&residual, &scaled);
+    let mut change = vec![0.0; residual.len()];
+    let mut lengths = dots(&residual, &scaled);
     for _ in 0..STEPS.min(k) {
-        let curvature = sum(lanes.par_iter().map(|lanes| lanes.curvature(&direction)).collect());
-        let along = dot(&direction, &curvature);
-        if !(along > 0.0 && length > 0.0) {
-            break;
+        let curvature = sum(lanes.par_iter().map(|lanes| lanes.curvature(&direction, k)).collect());
+        let along = dots(&direction, &curvature);
+        // A table that has arrived takes steps of length 0.
+        let ratio = |(a, b): (&f64, &f64)| if *a > 0.0 && *b > 0.0 { a / b } else { 0.0 };
+        let steps: Vec<f64> = lengths.iter().zip(&along).map(ratio).collect();
+        for (i, (change, residual)) in change.iter_mut().zip(&mut residual).enumerate() {
+            *change += steps[i / k] * direction[i];
+            *residual -= steps[i / k] * curvature[i];
         }
-        let step = length / along;
-        change.iter_mut().zip(&direction).for_each(|(c, d)| *c += step * d);
-        residual.iter_mut().zip(&curvature).for_each(|(r, c)| *r -= step * c);
         scaled = solve(&residual);
-        let next = dot(&residual, &scaled);
-        direction = scaled.iter().zip(&direction).map(|(s, d)| s + next / length * d).collect();
-        length = next;
+        let next = dots(&residual, &scaled);
+        let turns: Vec<f64> = next.iter().zip(&lengths).map(ratio).collect();
+        direction = scaled.iter().zip(&direction).enumerate().map(|(i, (s, d))| s + turns[i / k] * d).collect();
+        lengths = next;
     }
-    let moved = table.entries.iter().zip(&change).map(|(entry, change)| f64::from(*entry) + change).collect();
-    let moved = lut.store(moved)?;
-    let mut order: Vec<usize> = (0..k).collect();
-    order.sort_by(|&a, &b| moved[a].total_cmp(&moved[b]).then(a.cmp(&b)));
-    let mut new = vec![0u8; k];
-    order.iter().enumerate().for_each(|(now, &before)| new[before] = now as u8);
-    lanes.par_iter_mut().for_each(|lanes| lanes.codes.iter_mut().for_each(|code| *code = new[usize::from(*code)]));
-    Ok(Table::new(order.into_iter().map(|entry| moved[entry] as f32).collect()))
+    let mut out = Vec::with_capacity(tables.len());
+    for (number, (table, change)) in tables.iter().zip(change.chunks_exact(k)).enumerate() {
+        let moved = table.entries.iter().zip(change).map(|(entry, change)| f64::from(*entry) + change).collect();
+        let moved = lut.store(moved)?;
+        let mut order: Vec<usize> = (0..moved.len()).collect();
+        order.sort_by(|&a, &b| moved[a].total_cmp(&moved[b]).then(a.cmp(&b)));
+        let mut new = vec![0u8; k];
+        order.iter().enumerate().for_each(|(now, &before)| new[before] = now as u8);
+        lanes.iter_mut().for_each(|lanes| lanes.renumber(number, &new));
+        out.push(Table::new(order.into_iter().map(|entry| moved[entry] as f32).collect()));
+    }
+    Ok(out)
 }
 
 #[cfg(test)]

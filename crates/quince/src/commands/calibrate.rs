@@ -18,9 +18,9 @@ use std::process::ExitCode;
 
 /// Measure what the weights of a model are multiplied with, for --calibrate of convert and compress
 ///
-/// The model is run on a text, or on texts that it writes itself, and the second moments of the inputs of its weights
-/// go into a safetensors file. The names of weights are those of the model: statistics of a checkpoint are for its
-/// conversion, those of a package for its compression.
+/// The model is run on a text, or on texts that it writes itself (encoders: on sentences that come with quince), and the
+/// second moments of the inputs of its weights go into a safetensors file. The names of weights are those of the model:
+/// statistics of a checkpoint are for its conversion, those of a package for its compression.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:

@@ -2,11 +2,11 @@
 
 use crate::console::{Console, Counted};
 use crate::failure::{Failure, Result, refused};
-use quince_calibrate::{CollectOptions, Statistics, Texts, collect};
+use quince_calibrate::{CollectOptions, Run, Statistics, Texts, collect};
 use quince_compress::{Guide, OptimizationConfig};
 use quince_engine::{Engine, Options, Precision};
 use quince_mil::Program;
-use quince_runtime::{Decoder, Tokenizer};
+use quince_runtime::{Decoder, Embedder, Tokenizer};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,7 +19,7 @@ const LENGTH: usize = 256;
 #[command(next_help_heading = "Compression")]
 pub struct CalibrationArgs {
     /// Choose palettes by what weights are multiplied with: run the model on a text, use a file of `quince calibrate`,
-    /// or, without a file, on texts that it writes itself
+    /// or, without a file, on texts that it writes itself; encoders read sentences that come with quince
     #[arg(long, value_name = "FILE", num_args = 0..=1)]
     calibrate: Option<Option<PathBuf>>,
     /// Tokens that the model is run on
@@ -81,10 +81,27 @@ pub fn statistics(
     console: &Console,
 ) -> Result<()> {
     let options = Options { threads: console.threads(), precision: Precision::Default, limits: console.limits() };
-    let mut decoder = Decoder::new(Arc::new(Engine::load(program.clone(), options)?))?;
-    let texts = texts(&mut decoder, tokenizer, text, tokens, console)?;
+    let engine = Arc::new(Engine::load(program.clone(), options)?);
+    let source = Source { tokenizer, text, tokens, console };
+    // A program may be both, each with weights of its own.
+    let mut decoder = Decoder::new(engine.clone());
+    let mut embedder = Embedder::new(engine);
+    let mut runs = Vec::new();
+    if let Ok(decoder) = &mut decoder {
+        let texts = source.of_decoder(decoder)?;
+        runs.push(Run { runner: decoder, texts });
+    }
+    if let Ok(embedder) = &mut embedder {
+        let texts = source.of_encoder(embedder.shapes().longest())?;
+        runs.push(Run { runner: embedder, texts });
+    }
+    if runs.is_empty() {
+        // The borrows have ended without anything borrowed.
+        drop(runs);
+        return Ok(decoder.map(drop)?);
+    }
     let bar = console.bar("calibrating", 0, Counted::Things("texts"));
-    let found = collect(&mut decoder, &texts, file, CollectOptions::default(), &mut |done, total| {
+    let found = collect(program, &mut runs, file, CollectOptions::default(), &mut |done, total| {
         bar.set_length(total as u64);
         bar.set_position(done as u64);
     });
@@ -92,31 +109,50 @@ pub fn statistics(
     Ok(found?)
 }
 
-fn texts(
-    decoder: &mut Decoder,
-    tokenizer: Option<&Tokenizer>,
-    text: Option<&Path>,
+/// Where texts come from.
+struct Source<'a> {
+    tokenizer: Option<&'a Tokenizer>,
+    text: Option<&'a Path>,
     tokens: usize,
-    console: &Console,
-) -> Result<Texts> {
-    let longest = decoder.routes().first().map_or(0, |&route| decoder.longest(route));
-    let length = LENGTH.min(longest);
-    match text {
-        Some(path) => {
-            let Some(tokenizer) = tokenizer else {
-                return Err(Failure::usage("--calibrate: found no tokenizer, expected one beside the model"));
-            };
-            let text = fs::read_to_string(path).map_err(|e| refused("read the text", path, &e))?;
-            Ok(Texts::of_text(&text, tokenizer, length, tokens).map_err(|e| e.at(path.display()))?)
+    console: &'a Console,
+}
+
+impl Source<'_> {
+    /// A given text, or what the model writes itself.
+    fn of_decoder(&self, decoder: &mut Decoder) -> Result<Texts> {
+        let longest = decoder.routes().first().map_or(0, |&route| decoder.longest(route));
+        let length = LENGTH.min(longest);
+        if let Some(path) = self.text {
+            let texts = Texts::of_text(&read(path)?, self.tokenizer()?, length, self.tokens);
+            return Ok(texts.map_err(|e| e.at(path.display()))?);
         }
-        None => {
-            let begin = tokenizer.map(|tokenizer| tokenizer.begin_of_text()).transpose()?.flatten();
-            let ends = tokenizer.map_or(&[][..], |tokenizer| tokenizer.eos());
-            let bar = console.bar("writing texts", tokens as u64, Counted::Things("tokens"));
-            let texts =
-                Texts::written_by(decoder, begin, ends, [length, tokens], &mut |done| bar.set_position(done as u64));
-            bar.finish_and_clear();
-            Ok(texts?)
-        }
+        let begin = self.tokenizer.map(|tokenizer| tokenizer.begin_of_text()).transpose()?.flatten();
+        let ends = self.tokenizer.map_or(&[][..], |tokenizer| tokenizer.eos());
+        let bar = self.console.bar("writing texts", self.tokens as u64, Counted::Things("tokens"));
+        let texts = Texts::written_by(decoder, begin, ends, [length, self.tokens], &mut |done| {
+            bar.set_position(done as u64);
+        });
+        bar.finish_and_clear();
+        Ok(texts?)
     }
+
+    /// The lines of a given text, or of one that was written for this.
+    fn of_encoder(&self, longest: usize) -> Result<Texts> {
+        let given = self.text.map(read).transpose()?;
+        let text = given.as_deref().unwrap_or(Texts::BUILT_IN);
+        let texts = Texts::of_lines(text, self.tokenizer()?, LENGTH.min(longest), self.tokens);
+        Ok(match self.text {
+            Some(path) => texts.map_err(|e| e.at(path.display()))?,
+            None => texts?,
+        })
+    }
+
+    fn tokenizer(&self) -> Result<&Tokenizer> {
+        let missing = || Failure::usage("--calibrate: found no tokenizer, expected one beside the model");
+        self.tokenizer.ok_or_else(missing)
+    }
+}
+
+fn read(path: &Path) -> Result<String> {
+    Ok(fs::read_to_string(path).map_err(|e| refused("read the text", path, &e))?)
 }
