@@ -184,10 +184,14 @@ fn what_the_neural_engine_does_badly() {
         let y = op(b, "tile", &[("x", x.into()), ("reps", vec![1, 1, 64, 1].into())])?;
         reshape(b, y, &[1, 64, 1024, 4])
     });
-    for how in ["tile", "concat", "gather"] {
+    for how in ["tile", "scaled", "concat", "gather"] {
         only("repeated-heads", |b, x| {
             let keys = match how {
                 "tile" => op(b, "tile", &[("x", x.into()), ("reps", vec![1, 1, 4, 1].into())])?,
+                "scaled" => {
+                    let keys = op(b, "tile", &[("x", x.into()), ("reps", vec![1, 1, 4, 1].into())])?;
+                    op(b, "mul", &[("x", keys.into()), ("y", half(0.125))])?
+                }
                 "concat" => op(
                     b,
                     "concat",

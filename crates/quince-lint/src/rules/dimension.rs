@@ -29,7 +29,7 @@ fn check(view: &View, sink: &mut Sink) {
         let mut results = operation.outputs.iter().filter_map(|var| view.tensor(*var));
         let Some(ty) = results.find(|ty| is_long(ty)) else { continue };
         // `lm-head` and `embedding-rows` say more of these; what is joined for the output is joined by the CPU anyway.
-        if !super::lm_head::is_layer(view, operation) && !only_moves(view, operation) {
+        if !super::lm_head::is_too_wide(view, operation) && !only_moves(view, operation) {
             sink.operation(view, operation, format!("an axis of more than {MOST}"), ty.to_string());
         }
     }

@@ -18,11 +18,21 @@ pub(super) static RULE: Rule = Rule {
 };
 
 fn check(view: &View, sink: &mut Sink) {
-    for operation in view.computing().filter(|op| is_layer(view, op)) {
-        if let Some(ty) = view.result(operation).filter(|ty| ty.shape.iter().any(|dim| dim.fixed().is_some_and(|n| n > MOST))) {
-            sink.operation(view, operation, format!("a layer with more than {MOST} outputs"), ty.to_string());
-        }
+    for operation in view.computing().filter(|op| is_too_wide(view, op)) {
+        let detail = view.result(operation).map_or_else(String::new, ToString::to_string);
+        sink.operation(view, operation, format!("a layer with more than {MOST} outputs"), detail);
     }
+}
+
+/// Whether the operation is a layer with more outputs than there is room for.
+pub(super) fn is_too_wide(view: &View, operation: &Operation) -> bool {
+    let axis_from_end = match operation.op_name() {
+        // Channels are the second axis of [B, C, H, W].
+        "conv" => view.result(operation).map_or(0, |ty| ty.shape.len().saturating_sub(2)),
+        _ => 0,
+    };
+    let outputs = view.result(operation).and_then(|ty| ty.shape.iter().rev().nth(axis_from_end)?.fixed());
+    is_layer(view, operation) && outputs.is_some_and(|n| n > MOST)
 }
 
 /// Whether the operation multiplies by a weight.

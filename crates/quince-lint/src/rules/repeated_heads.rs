@@ -29,13 +29,34 @@ fn check(view: &View, sink: &mut Sink) {
         };
         for arg in params.iter().flat_map(|param| operation.args(param)) {
             let Arg::Var(var) = arg else { continue };
-            let Some(origin) = view.producer(view.back(*var, super::LAYOUT_OR_CAST)) else { continue };
-            if repeats(view, origin) && origin.outputs.first().is_some_and(|var| said.insert(*var)) {
+            let direct = view.producer(view.back(*var, super::LAYOUT_OR_CAST)).filter(|origin| repeats(view, origin));
+            let Some(origin) = direct.or_else(|| tiled(view, *var)) else { continue };
+            if origin.outputs.first().is_some_and(|var| said.insert(*var)) {
                 let detail = view.result(origin).map_or_else(String::new, ToString::to_string);
                 sink.operation(view, origin, format!("heads repeated by `{}`", origin.op_name()), detail);
             }
         }
     }
+}
+
+/// The `tile` that a value comes from, where only products and sums with others are between.
+fn tiled<'a>(view: &View<'a>, var: Var) -> Option<&'a Operation> {
+    const MAX_STEPS: usize = 64;
+    let mut open = vec![var];
+    for _ in 0..MAX_STEPS {
+        let operation = match open.pop() {
+            Some(var) => view.producer(var),
+            None => return None,
+        };
+        let Some(operation) = operation else { continue };
+        match operation.op_name() {
+            "tile" if repeats(view, operation) => return Some(operation),
+            "mul" | "add" | "sub" => open.extend(operation.used_vars()),
+            name if super::LAYOUT_OR_CAST.contains(&name) => open.extend(operation.used_vars().next()),
+            _ => {}
+        }
+    }
+    None
 }
 
 /// Whether the operation gives some of its elements more than once.

@@ -164,6 +164,7 @@ fn verdict(form: &Form, found: &Prediction, processor: Processor) -> &'static st
         _ if !form.runs_on(processor) => "not for the Neural Engine",
         Fit::No => "does not fit",
         Fit::Entitled => "fits with increased-memory-limit",
+        Fit::Yes if form.is_coarse() => "fits, but useless unless calibrated",
         Fit::Yes if found.decode < READING => "fits, slower than people read",
         Fit::Yes => "fits",
     }

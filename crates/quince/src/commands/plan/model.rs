@@ -48,6 +48,11 @@ impl Form {
         processor == Processor::Gpu || !self.options.contains("--quantize-block-size")
     }
 
+    /// Whether weights have one or two bits: chosen without calibration, such models write nonsense.
+    pub fn is_coarse(&self) -> bool {
+        ["--wbits 1 ", "--wbits 2 "].iter().any(|bits| self.options.starts_with(bits))
+    }
+
     fn of(scheme: &str, options: &str, program: &Program) -> Form {
         let weights = stored::weights(program);
         let mut form = Form { scheme: scheme.into(), options: options.into(), bytes: 0, read_bytes: 0, parameters: 0 };
