@@ -112,6 +112,7 @@ fn the_epsilon_of_a_norm_is_divided_as_its_values_are() {
     assert!(mended(&mut wrong, Mending::Safe).is_empty());
     assert_eq!(mended(&mut wrong, Mending::All), ["norm-epsilon"]);
     assert!(off(&values(&wrong, X)) < 1e-6, "{:?}", values(&wrong, X));
+    assert_eq!(values(&wrong, [0.0; 8]), [0.0; 8]);
     assert!(mended(&mut wrong, Mending::All).is_empty());
 }
 
