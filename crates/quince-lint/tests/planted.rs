@@ -154,7 +154,10 @@ fn what_leaves_the_neural_engine() {
                 let x = reshape(b, x, &[64, 64])?;
                 op(b, name, &[("x", x.into()), ("lower", (-1).into()), ("upper", 0.into())])
             }
-            _ => Ok(b.ops(name, name, &[("x", x.into()), ("k", 5.into()), ("axis", 1.into())])?[0]),
+            _ => {
+                let x = reshape(b, x, &[1, 4096])?;
+                Ok(b.ops(name, name, &[("x", x.into()), ("k", 5.into()), ("axis", 1.into())])?[0])
+            }
         });
     }
 }

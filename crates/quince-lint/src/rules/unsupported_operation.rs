@@ -3,7 +3,7 @@
 use crate::rule::{Check, Sink};
 use crate::view::{View, elements, is_index};
 use crate::{Rule, Scope, Severity};
-use quince_mil::Operation;
+use quince_mil::{Operation, TensorType};
 
 pub(super) static RULE: Rule = Rule {
     id: "unsupported-operation",
@@ -56,6 +56,8 @@ const RARELY: &[&str] = &["topk", "argsort", "cumsum", "gather_nd", "crop_resize
 
 /// Operations on so few integers that the CPU does them on the way: positions and sizes.
 const FEW: usize = 4096;
+/// Choices so few that A14 and later make them, as the table of operations has it.
+const FEW_CHOICES: usize = 256;
 
 fn check(view: &View, sink: &mut Sink) {
     for operation in view.computing() {
@@ -72,12 +74,21 @@ fn check(view: &View, sink: &mut Sink) {
     }
 }
 
-/// Whether it computes a few indices.
+/// Whether it computes a few indices, or chooses among few: of experts, not of words.
 fn is_bookkeeping(view: &View, operation: &Operation) -> bool {
     let index_math = matches!(
         operation.op_name(),
         "mod" | "logical_and" | "logical_or" | "logical_xor" | "range_1d" | "shape" | "reduce_prod"
     );
-    let few = |ty: &&quince_mil::TensorType| is_index(ty) && elements(ty).is_none_or(|n| n <= FEW);
-    index_math && view.result(operation).filter(few).is_some()
+    let of = match operation.op_name() {
+        "topk" => operation.arg("x").and_then(|arg| view.arg_type(arg)),
+        _ => view.result(operation).cloned(),
+    };
+    let few = |ty: &TensorType| elements(ty).is_none_or(|n| n <= FEW);
+    match operation.op_name() {
+        "one_hot" => of.is_some_and(|ty| few(&ty)),
+        // Counted by what it is chosen from, for one token.
+        "topk" => of.is_some_and(|ty| ty.shape.last().and_then(|dim| dim.fixed()).is_some_and(|n| n <= FEW_CHOICES)),
+        _ => index_math && of.is_some_and(|ty| is_index(&ty) && few(&ty)),
+    }
 }
