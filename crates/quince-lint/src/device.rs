@@ -1,6 +1,7 @@
 //! Apple devices: what an app may use of their memory, how fast they read it, how fast they compute.
 //!
-//! Sources, all read in November 2026:
+//! Where the figures come from. Issues and measurements that are named were read in November 2026; specifications of
+//! Apple and Wikipedia are cited as they are generally known, and were not compared with the pages again:
 //! - Memory, and bandwidth of M chips: Apple's newsroom and technical specifications. Bandwidth of A chips, which Apple does
 //!   not publish: width and clock of the memory (64 bit of LPDDR4X-4266, LPDDR5-6400, LPDDR5X-7500 and above), as
 //!   Wikipedia's pages of the chips list it.
@@ -8,8 +9,7 @@
 //!   increased-memory-limit (allenai/OLMoE.swift#38). 6 GB: 3.1 and 4.2 GB (a-ghorbani/pocketpal-ai#651). 8 GB: 3 and 6 GB
 //!   (introlab/rtabmap#1446). iPads of 8 and 16 GB: 5 GB, and 6 and 12 GB with it (utmapp/UTM#3982); 3 GB on 8 GB from iPadOS
 //!   26.4 on (Apple developer forums, thread 826325). 12 GB phones: 6.4 GB without (john-rocky/coreai-model-zoo#3), with it in
-//!   proportion. Macs: three quarters, which
-//!   is what Metal recommends as a working set.
+//!   proportion. Macs: three quarters, which is what Metal recommends as a working set.
 //! - Bandwidth of the Neural Engine: measured by ANEMLL-Bench (Anemll/anemll-bench README.md), for M chips. A chips are taken
 //!   to have that of the M chip of their generation, as far as their memory delivers it: not measured.
 //! - GPU: teraflops of fp32 as Wikipedia's pages of the chips list them. Neural Engine: the TOPS that Apple names; from A17
