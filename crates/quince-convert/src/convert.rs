@@ -8,7 +8,7 @@ use crate::models::Model;
 use crate::pooling::{Embedding, Pooling};
 use crate::semantic::{Reading, Semantic, Voice, has_head, semantic_of};
 use quince_checkpoint::{Adapted, Checkpoint};
-use quince_mil::{Error, Program, Result, bail};
+use quince_mil::{Error, Function, Program, Result, bail};
 use std::fmt;
 use std::str::FromStr;
 
@@ -43,6 +43,8 @@ pub struct Options {
     pub grouping: Grouping,
     /// Which tokens of `init` have logits.
     pub logits: LogitsOf,
+    /// In how many products the logits are computed, where the target splits them.
+    pub head_parts: Option<usize>,
 }
 
 /// A function that can be asked for.
@@ -120,8 +122,13 @@ pub fn convert_with(checkpoint: &Checkpoint, adapters: &Adapters, options: &Opti
     let (voices, plan) = plan(checkpoint, adapters, options, &names)?;
     let semantic = semantic_of(model, &voices)?;
     let context = options.context_of(&names, &semantic);
-    let settings =
-        Settings { precision: options.precision, grouping: options.grouping, kv_cache: options.kv_cache, context };
+    let settings = Settings {
+        precision: options.precision,
+        grouping: options.grouping,
+        kv_cache: options.kv_cache,
+        context,
+        head_parts: options.head_parts,
+    };
     let functions: Vec<FunctionSpec> = plan.into_iter().map(|planned| options.spec(planned, context)).collect();
     let program = lower(&semantic, target, &settings, &functions)?;
     let kv_geometry = kv_geometry(&semantic, context)?;
@@ -131,12 +138,23 @@ pub fn convert_with(checkpoint: &Checkpoint, adapters: &Adapters, options: &Opti
             "positions of all texts turn as those of texts of more than {from} tokens do, because the context is {context}"
         ));
     }
+    warnings.extend(options.flexible_on_neural_engine(&functions));
+    if settings.kv_cache == KvCache::Rotating && !program.functions.iter().any(rotates) {
+        warnings.push(
+            "no slot of the cache is used twice: no layer has a window that is short beside the context".to_owned(),
+        );
+    }
     if context > semantic.max_positions {
         let trained = semantic.max_positions;
         warnings.push(format!("the context is {context} tokens, but the model was made for {trained}"));
     }
     warnings.extend(semantic.unused.iter().map(|name| format!("an adapter changes `{name}`, which no function uses")));
     Ok(Converted { program, semantic, kv_geometry, functions, settings, warnings })
+}
+
+/// Whether a function has a state with fewer slots than the context.
+fn rotates(function: &Function) -> bool {
+    function.inputs.iter().any(|input| function.var(input.var).name.starts_with("kv_rotating"))
 }
 
 /// A function to be written.
@@ -220,6 +238,9 @@ impl Options {
             ("asking for all logits", self.logits == LogitsOf::All, FunctionName::Init),
         ];
         let mut warnings = Vec::new();
+        if self.units != ComputeUnits::CpuAndNeuralEngine && self.head_parts.is_some() {
+            warnings.push("parts of the head have no effect: only the Neural Engine's layout has them".to_owned());
+        }
         let fixed = names.contains(&FunctionName::Encode) && self.shapes == ShapesKind::Fixed;
         if self.length.is_some() && !fixed && !names.contains(&FunctionName::Full) {
             warnings.push("the length has no effect: the package has no function `full`".to_owned());
@@ -229,6 +250,23 @@ impl Options {
             unused.map(|(what, _, name)| format!("{what} has no effect: the package has no function `{name}`"));
         warnings.extend(unused);
         warnings
+    }
+
+    /// The Neural Engine runs functions of fixed shapes.
+    fn flexible_on_neural_engine(&self, functions: &[FunctionSpec]) -> Option<String> {
+        let flexible = |function: &&FunctionSpec| match &function.kind {
+            FunctionKind::Full(length) => *length == Length::Flexible,
+            FunctionKind::Encode(shapes) => matches!(shapes, Shapes::Range { .. }),
+            FunctionKind::Cached { .. } => false,
+        };
+        let function = functions.iter().filter(|_| self.units == ComputeUnits::CpuAndNeuralEngine).find(flexible)?;
+        let (name, instead) = match function.kind {
+            FunctionKind::Encode(_) => (&function.name, "--shapes fixed or enumerated"),
+            _ => (&function.name, "--length"),
+        };
+        Some(format!(
+            "the function `{name}` takes texts of any length, which the Neural Engine does not run: give {instead}"
+        ))
     }
 
     fn context_of(&self, names: &[FunctionName], semantic: &Semantic) -> usize {

@@ -14,12 +14,11 @@
 //!
 //! A lowering reads the semantic program operation by operation and writes, for each function that is asked for, what
 //! its target runs well. [`lower`](mod@lower) has the table of targets, `lower/gpu.rs` the first of them: a table from
-//! semantic operation to rule; operations that MIL has already are copied. The Neural Engine's lowering is one more file
-//! with its own rules (`linear` becomes a 1×1 `conv` over (B, C, 1, S), `attention` a product, a mask and a softmax for
-//! each group of heads, `rms_norm` a form that cannot overflow float16, `logits` several products) and one more line in
-//! the table; what functions, caches, positions and masks are, it shares. A Core AI emitter starts from the same
-//! semantic program: its rules give that system's operations instead of MIL's. Neither touches a model file, and both
-//! are held to the same laws: lowered = semantic, cached = full.
+//! semantic operation to rule; operations that MIL has already are copied. `lower/neural_engine.rs` is another, with its own
+//! rules (`linear` becomes a 1×1 `conv` over (B, C, 1, S), `attention` a product, a mask and a softmax, `rms_norm` a form that
+//! cannot overflow float16, `logits` several products) and its line in the table; what functions, caches, positions and
+//! masks are, they share. A Core AI emitter starts from the same semantic program: its rules give that system's operations
+//! instead of MIL's. Neither touches a model file, and all are held to the same laws: lowered = semantic, cached = full.
 
 pub mod blocks;
 mod convert;

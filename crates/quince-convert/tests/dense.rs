@@ -5,7 +5,7 @@ mod support;
 
 use quince_checkpoint::{Checkpoint, write_safetensors};
 use quince_convert::graph::{Bias, Weights};
-use quince_convert::lower::Grouping;
+use quince_convert::lower::{Grouping, TARGETS};
 use quince_convert::{Dense, DenseActivation, Embedding, MODELS, MOST_DENSE, Pooling, Reading, VectorLength};
 use quince_mil::Tensor;
 use std::fs::{self, File};
@@ -16,7 +16,7 @@ const PLAIN: Embedding = Embedding::MEAN;
 
 fn embeddings(embedding: Embedding) -> Vec<Vec<f32>> {
     let model = MODELS.iter().find(|model| model.model_types.contains(&"bert")).unwrap();
-    let program = encoder(&read(model, Reading::Embedding(embedding)).unwrap(), Grouping::default());
+    let program = encoder(&read(model, Reading::Embedding(embedding)).unwrap(), &TARGETS[0], Grouping::default());
     let found = run_encode(&program, &[&[1, 2, 3], &[4, 5]], 4);
     found.to_f32().unwrap().chunks_exact(found.shape()[1]).map(<[f32]>::to_vec).collect()
 }

@@ -1,6 +1,7 @@
 //! A program ready to run.
 
 use crate::batch;
+use crate::channels;
 use crate::kernels::{self, Kernels};
 use crate::memory::{Memory, StateTensor};
 use crate::observe::{self, Observer, Plainly, Purpose, Watcher};
@@ -192,6 +193,9 @@ impl Engine {
         };
         if purpose == Purpose::Results {
             repetition::take_out(&mut specialized);
+            if self.options.precision != Precision::Strict {
+                channels::last(&mut specialized, &self.weights);
+            }
         }
         let mode = Mode { precision: self.options.precision, purpose };
         let plan = planner::plan(&specialized, &self.weights, mode)?;
@@ -283,6 +287,9 @@ impl Engine {
             shapes.iter().map(|shape| [&[1], shape.get(1..).unwrap_or_default()].concat()).collect();
         let mut one = if parts > 1 { specialize(function, &singles, &self.options.limits).ok()? } else { return None };
         repetition::take_out(&mut one);
+        if self.options.precision != Precision::Strict {
+            channels::last(&mut one, &self.weights);
+        }
         batch::is_itemwise(many, &one, items).then(|| items.div_ceil(parts))
     }
 }

@@ -9,6 +9,7 @@
 //! taken, and whatever is wrong is an error that names the operation.
 
 mod batch;
+mod channels;
 mod engine;
 mod fuse;
 #[cfg(test)]

@@ -9,7 +9,8 @@
 //! ```
 //!
 //! Rows of the cache beyond the position are never attended to, and the next token overwrites them: padding leaves no
-//! trace, and forgetting tokens is free. A program without a cache computes every token anew for each one; it is exact
+//! trace, and forgetting tokens is free. In states that rotate a slot is written over when its token is out of sight; they
+//! have room to go back by as many tokens as the longest call has, and who goes back further begins anew. A program without a cache computes every token anew for each one; it is exact
 //! and slow, and is what references are.
 
 mod adapters;
@@ -66,7 +67,7 @@ impl Decoder {
     /// inputs and outputs:
     ///
     /// - `input_ids` int32 [1, T] and `position` int32 [1] to `logits` [1, 1 or T, V]: with a cache, which is states
-    ///   [.., .., context, ..], or inputs `k_cache`, `v_cache` [layers, kv heads, context, head dim] with outputs
+    ///   [.., .., context, ..], those called `kv_rotating` with fewer slots, or inputs `k_cache`, `v_cache` [layers, kv heads, context, head dim] with outputs
     ///   `new_k`, `new_v` [layers, kv heads, T, head dim]. T = 1 decodes and must be there; T > 1 prefills.
     /// - `input_ids` int32 [1, S] to `logits` [1, S, V]: without a cache. It generates if nothing else can.
     ///
@@ -85,7 +86,7 @@ impl Decoder {
         let functions = Functions::find(engine.program(), adapter)?;
         let cache = IoCache::new(functions.cached.as_ref().map_or(&[], |cached| &cached.decode.io))?;
         let state = engine.new_state()?;
-        let machine = Machine { engine, state, cache };
+        let machine = Machine { engine, state, cache, written: 0 };
         Ok(Decoder { functions, machine, tokens: Vec::new(), logits: Vec::new() })
     }
 
@@ -272,7 +273,12 @@ impl LanguageModel for Decoder {
     }
 
     fn truncate(&mut self, position: usize) -> Result<usize> {
-        self.tokens.truncate(position);
+        let written = self.machine.written;
+        let lost = self.functions.cached.as_ref().is_some_and(|cached| {
+            let rewound = written.saturating_sub(position);
+            cached.rotating.is_some_and(|slots| written > slots && rewound > cached.prefill_tokens().max(1))
+        });
+        self.tokens.truncate(if lost { 0 } else { position });
         Ok(self.tokens.len())
     }
 
@@ -334,6 +340,8 @@ struct Machine {
     engine: Arc<Engine>,
     state: State,
     cache: IoCache,
+    /// The end of what was written to the cache since a text began.
+    written: usize,
 }
 
 impl Machine {
@@ -343,6 +351,8 @@ impl Machine {
         inputs.insert(INPUT_IDS.to_owned(), ids(tokens, function.tokens)?);
         inputs.insert(POSITION.to_owned(), Tensor::vector(vec![int(position)?]));
         self.cache.enter(&mut inputs)?;
+        let end = position + function.tokens;
+        self.written = if position == 0 { end } else { self.written.max(end) };
         let mut outputs = self.run(&function.name, &inputs, watch)?;
         self.cache.extend(&mut outputs, position)?;
         outputs.remove(&function.logits).ok_or_else(|| no_logits(&function.name))

@@ -173,9 +173,9 @@ fn the_bundled_model_is_traced_rounded_and_compared() {
     let rows: Vec<f32> = ids.iter().flat_map(|&id| table[id as usize * 128..][..128].to_vec()).collect();
     assert_eq!(values["model_embed_tokens"].to_f32().unwrap(), rows);
     assert!(values["logits"].cast(DType::F16).unwrap().same(&outputs["logits"]));
-    assert!(values["k_cache.before"].to_f32().unwrap().iter().all(|v| *v == 0.0));
-    let after = &values["k_cache.after"];
-    assert!(after.same(&read(&place.at("trace/1.npz"))["k_cache.before"]));
+    assert!(values["kv_cache.before"].to_f32().unwrap().iter().all(|v| *v == 0.0));
+    let after = &values["kv_cache.after"];
+    assert!(after.same(&read(&place.at("trace/1.npz"))["kv_cache.before"]));
     assert!(after.to_f32().unwrap().iter().any(|v| *v != 0.0));
 
     let found = json(&[&base[..], &[&place.text("strict"), "--precision", "fp16-strict", "--json"]].concat(), 0);

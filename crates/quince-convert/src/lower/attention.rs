@@ -1,93 +1,88 @@
-//! Attention over (B, S, D): heads come forward, the cache is extended, heads are grouped, and the fused operation runs.
+//! Attention: the cache is extended, query heads that share keys are grouped, scores become weights and those a result.
 //!
 //! ```text
-//! query = transpose(query, [0, 2, 1, 3])                      [1, heads, S, D]; key and value likewise
-//! query = reshape(query, [1, kv heads, -1, D])                a group's heads become rows (Grouping::Grouped), or
-//! keys  = reshape(tile(expand_dims(keys, 2), group))          keys and values are repeated (Grouping::Repeated)
-//! y = scaled_dot_product_attention(query, keys, values, mask) its scale is 1/√D; for another, the query is scaled before
-//! y = reshape(transpose(reshape(y), [0, 2, 1, 3]))            [1, S, heads · D]
+//! query = reshape(query, [1, kv heads, -1, D])                of [1, heads, S, D]; a group's heads become rows
+//!                                                             (Grouping::Grouped), or keys and values are repeated:
+//! keys  = reshape(tile(expand_dims(keys, 2), group))          (Grouping::Repeated)
 //! ```
 //!
-//! Soft caps and sinks, which the fused operation does not know, write it out; a sink is one more column of scores, of
-//! which the softmax's weight is cut off:
+//! The GPU has an operation for the rest. Its scale is 1/√D; for another, the query is scaled before:
 //!
 //! ```text
-//! scores = matmul(query, keysᵀ) · 1/√D;  capped = tanh(scores / c) · c;  scores = capped + (mask - 1) · 30000
+//! y = scaled_dot_product_attention(query, keys, values, mask)
+//! ```
+//!
+//! For the Neural Engine, and where that operation does not do because of soft caps or sinks, it is written out. The query
+//! is scaled before the product, whose sums thus stay small; a sink is one more column of scores, of which the softmax's
+//! weight is cut off:
+//!
+//! ```text
+//! scores = matmul(query · scale, keysᵀ);  capped = tanh(scores / c) · c;  scores = capped + mask
 //! weights = softmax(concat([scores, sinks]))[.., .. -1];  y = matmul(weights, values)
 //! ```
 
 use super::positions::MaskKind;
-use super::writer::shape;
+use super::writer::{int_vector, shape};
 use super::{Grouping, Writer};
 use quince_mil::{Args, Error, Input, Operation, Result, Var, bail};
 
 /// The sizes of an attention, and the part of its operations' names before the dot.
-struct Attention<'a> {
+pub(super) struct Attention<'a> {
     name: &'a str,
-    heads: usize,
+    /// Heads of the query.
+    pub heads: usize,
     kv_heads: usize,
-    dim: usize,
+    /// Elements of a head.
+    pub dim: usize,
 }
 
+/// Which operations scores are computed by.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Form {
+    /// One for all, where it does.
+    Fused,
+    /// A product, a sum, a softmax, a product.
+    WrittenOut,
+}
+
+/// Attention in the layout of GPU and CPU: heads come forward and go back.
 pub(super) fn attention(w: &mut Writer, operation: &Operation, args: &Args) -> Result<Var> {
     let a = Attention::new(&operation.name, args)?;
-    let causal = args.bool("causal")?;
-    if !causal && w.start().is_some() {
-        bail!("found attention that is not causal, expected causal in a function with a cache");
-    }
-    let size = |param: &str| -> Result<usize> {
-        let found = args.int(param)?;
-        usize::try_from(found).map_err(|_| Error::new(format!("found {param} {found}, expected zero or more")))
-    };
-    let (layer, window) = (size("layer")?, size("window")?);
-    let (scale, softcap) = (args.float("scale")? as f32, args.float("softcap")? as f32);
-    let (query, key, value) = (w.input(operation, "query")?, w.input(operation, "key")?, w.input(operation, "value")?);
-    let (sinks, bias) = (w.optional_input(operation, "sinks")?, w.optional_input(operation, "bias")?);
-    let query = a.by_head(w, "query", query)?;
-    let key = a.by_head(w, "key", key)?;
-    let value = a.by_head(w, "value", value)?;
-    let (mut keys, mut values) = w.extend_cache(a.name, layer, key, value)?;
-    let mut query = a.scaled(w, query, scale)?;
-    // Of how many query heads the rows stand in one head's product.
-    let mut stacked = 1;
-    if a.heads != a.kv_heads {
-        match w.settings.grouping {
-            // A bias is by query head, so heads stay apart.
-            Grouping::Grouped if bias.is_none() => {
-                stacked = a.heads / a.kv_heads;
-                query = a.reshape(w, "groups", query, &[a.kv_heads as i64, -1, a.dim as i64])?;
-            }
-            Grouping::Grouped | Grouping::Repeated => {
-                keys = a.repeated(w, "keys", keys)?;
-                values = a.repeated(w, "values", values)?;
-            }
-        }
-    }
-    let kind = (causal || window > 0).then_some(MaskKind { causal, window, repeats: stacked });
-    let fused = softcap == 0.0 && sinks.is_none();
-    let mut mask = match kind {
-        Some(kind) if fused && bias.is_none() && !w.has_padding() => Some(w.mask(kind)?),
-        kind => w.mask_scores(kind)?,
-    };
-    if let Some(bias) = bias {
-        mask = Some(match mask {
-            Some(mask) => w.op("add", &a.named("biased"), &[("x", bias.into()), ("y", mask.into())])?,
-            None => bias,
-        });
-    }
-    let mut y = match fused {
-        true => a.fused(w, query, keys, values, mask)?,
-        false => a.written_out(w, [query, keys, values], mask, softcap, sinks)?,
-    };
-    if stacked > 1 {
-        y = a.reshape(w, "heads", y, &[a.heads as i64, -1, a.dim as i64])?;
-    }
+    let heads = a.inputs(w, operation)?;
+    let mut by_head = |part: &str, x: Var| a.by_head(w, part, x);
+    let heads = [by_head("query", heads[0])?, by_head("key", heads[1])?, by_head("value", heads[2])?];
+    let y = a.attend(w, operation, args, Form::Fused, heads)?;
     let y = a.by_head(w, "tokens", y)?;
     w.reshaped(a.name, y, &[-1, a.heads.saturating_mul(a.dim) as i64])
 }
 
+/// What an attention is told beside its values.
+struct How {
+    causal: bool,
+    layer: usize,
+    window: usize,
+    scale: f32,
+    softcap: f32,
+}
+
+impl How {
+    fn new(args: &Args) -> Result<How> {
+        let size = |param: &str| -> Result<usize> {
+            let found = args.int(param)?;
+            usize::try_from(found).map_err(|_| Error::new(format!("found {param} {found}, expected zero or more")))
+        };
+        Ok(How {
+            causal: args.bool("causal")?,
+            layer: size("layer")?,
+            window: size("window")?,
+            scale: args.float("scale")? as f32,
+            softcap: args.float("softcap")? as f32,
+        })
+    }
+}
+
 impl<'a> Attention<'a> {
-    fn new(name: &'a str, args: &Args) -> Result<Attention<'a>> {
+    pub(super) fn new(name: &'a str, args: &Args) -> Result<Attention<'a>> {
         let heads_and_dim = |param: &str| -> Result<(usize, usize)> {
             match args.shape(param)? {
                 [_, _, heads, dim] if heads.fixed() > Some(0) && dim.fixed() > Some(0) => {
@@ -101,6 +96,77 @@ impl<'a> Attention<'a> {
             bail!("found {heads} query heads, expected a multiple of the {kv_heads} heads of keys");
         }
         Ok(Attention { name, heads, kv_heads, dim })
+    }
+
+    /// Query, key and value.
+    pub(super) fn inputs(&self, w: &mut Writer, operation: &Operation) -> Result<[Var; 3]> {
+        Ok([w.input(operation, "query")?, w.input(operation, "key")?, w.input(operation, "value")?])
+    }
+
+    /// What the query [1, heads, S, D] attends to after the cache was extended by key and value [1, kv heads, S, D]: [1,
+    /// heads, S, D].
+    pub(super) fn attend(
+        &self,
+        w: &mut Writer,
+        operation: &Operation,
+        args: &Args,
+        form: Form,
+        [query, key, value]: [Var; 3],
+    ) -> Result<Var> {
+        let how = How::new(args)?;
+        if !how.causal && w.start().is_some() {
+            bail!("found attention that is not causal, expected causal in a function with a cache");
+        }
+        let (sinks, bias) = (w.optional_input(operation, "sinks")?, w.optional_input(operation, "bias")?);
+        let (mut keys, mut values) = w.extend_cache(self.name, how.layer, key, value)?;
+        let fused = form == Form::Fused && how.softcap == 0.0 && sinks.is_none();
+        let scale = f64::from(how.scale);
+        let mut query = match (fused, how.softcap) {
+            (true, _) => self.scaled(w, query, scale * (self.dim as f64).sqrt())?,
+            (false, 0.0) => self.scaled(w, query, scale)?,
+            (false, softcap) => self.scaled(w, query, scale / f64::from(softcap))?,
+        };
+        // Of how many query heads the rows stand in one head's product.
+        let mut stacked = 1;
+        if self.heads != self.kv_heads {
+            match w.settings.grouping {
+                // A bias is by query head, so heads stay apart.
+                Grouping::Grouped if bias.is_none() => {
+                    stacked = self.heads / self.kv_heads;
+                    query = self.reshape(w, "groups", query, &[self.kv_heads as i64, -1, self.dim as i64])?;
+                }
+                Grouping::Grouped | Grouping::Repeated => {
+                    keys = self.repeated(w, "keys", keys)?;
+                    values = self.repeated(w, "values", values)?;
+                }
+            }
+        }
+        // The mask of a single token is that of every head.
+        let repeats = if form == Form::WrittenOut && w.single_token() { 1 } else { stacked };
+        let kind = (how.causal || how.window > 0).then(|| MaskKind {
+            causal: how.causal,
+            window: how.window,
+            repeats,
+            slots: w.slots_of(how.layer),
+        });
+        let mut mask = match kind {
+            Some(kind) if fused && bias.is_none() && !w.has_padding() => Some(w.mask(kind)?),
+            kind => w.mask_scores(kind)?,
+        };
+        if let Some(bias) = bias {
+            mask = Some(match mask {
+                Some(mask) => w.op("add", &self.named("biased"), &[("x", bias.into()), ("y", mask.into())])?,
+                None => bias,
+            });
+        }
+        let y = match fused {
+            true => self.fused(w, query, keys, values, mask)?,
+            false => self.written_out(w, [query, keys, values], mask, how.softcap, sinks)?,
+        };
+        match stacked > 1 {
+            true => self.reshape(w, "heads", y, &[self.heads as i64, -1, self.dim as i64]),
+            false => Ok(y),
+        }
     }
 
     fn named(&self, part: &str) -> String {
@@ -117,14 +183,13 @@ impl<'a> Attention<'a> {
         w.reshaped(&self.named(part), x, sizes)
     }
 
-    /// The query, scaled so that the 1/√D of the fused operation makes `scale` of it.
-    fn scaled(&self, w: &mut Writer, query: Var, scale: f32) -> Result<Var> {
-        let before = f64::from(scale) * (self.dim as f64).sqrt();
-        if (before - 1.0).abs() < 1e-6 {
+    /// The query times a number.
+    fn scaled(&self, w: &mut Writer, query: Var, factor: f64) -> Result<Var> {
+        if (factor - 1.0).abs() < 1e-6 {
             return Ok(query);
         }
-        let before = w.number(before as f32)?;
-        w.op("mul", &self.named("scaled"), &[("x", query.into()), ("y", before)])
+        let factor = w.number(factor as f32)?;
+        w.op("mul", &self.named("scaled"), &[("x", query.into()), ("y", factor)])
     }
 
     /// Keys or values [1, kv heads, K, D] as [1, heads, K, D].
@@ -143,8 +208,7 @@ impl<'a> Attention<'a> {
         w.op("scaled_dot_product_attention", &self.named("attended"), &inputs)
     }
 
-    /// Attention that the fused operation does not know: with a soft cap, or with sinks. What is masked gets -30000: that
-    /// is in float16, and far below any score.
+    /// The query is scaled, and divided by the soft cap if there is one.
     fn written_out(
         &self,
         w: &mut Writer,
@@ -155,10 +219,7 @@ impl<'a> Attention<'a> {
     ) -> Result<Var> {
         let inputs =
             [("x", query.into()), ("y", keys.into()), ("transpose_x", false.into()), ("transpose_y", true.into())];
-        let scores = w.op("matmul", &self.named("scores"), &inputs)?;
-        let root = (self.dim as f32).sqrt();
-        let narrow = w.number(if softcap > 0.0 { 1.0 / (softcap * root) } else { 1.0 / root })?;
-        let mut scores = w.op("mul", &self.named("narrowed"), &[("x", scores.into()), ("y", narrow)])?;
+        let mut scores = w.op("matmul", &self.named("scores"), &inputs)?;
         if softcap > 0.0 {
             scores = w.op("tanh", &self.named("tanh"), &[("x", scores.into())])?;
             let softcap = w.number(softcap)?;
@@ -201,12 +262,14 @@ impl<'a> Attention<'a> {
         if grouped {
             column = self.reshape(w, "column_by_group", column, &[self.kv_heads as i64, -1, 1])?;
         }
+        // Said from the front where it is known: coremltools changes ends below zero that several operations share.
+        let keys = w.last_size(scores).map_or(Ok(-1), |size| int_vector(&[size]).map(|size| size[0]))?;
         let scores = w.concat(&self.named("scores_and_sinks"), vec![scores, column], -1)?;
         let weights = self.softmax(w, scores)?;
         let inputs = [
             ("x", weights.into()),
             ("begin", [0, 0, 0, 0].into()),
-            ("end", [0, 0, 0, -1].into()),
+            ("end", [0, 0, 0, keys].into()),
             ("end_mask", [true, true, true, false].into()),
         ];
         w.op("slice_by_index", &self.named("weights_of_keys"), &inputs)

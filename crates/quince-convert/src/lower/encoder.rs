@@ -12,6 +12,13 @@ use quince_mil::ops::Buckets;
 use quince_mil::{Args, Dim, Input, Operation, Result, Var, bail};
 
 pub(super) fn add_positions(w: &mut Writer, operation: &Operation, args: &Args) -> Result<Var> {
+    let x = w.input(operation, "x")?;
+    let rows = position_rows(w, operation, args)?;
+    w.op("add", &operation.name, &[("x", x.into()), ("y", rows.into())])
+}
+
+/// The rows of the table for the tokens' positions: [S, D].
+pub(super) fn position_rows(w: &mut Writer, operation: &Operation, args: &Args) -> Result<Var> {
     let (name, context) = (&operation.name, w.settings.context);
     let (rows, offset) = (args.shape("weight")?.first().copied(), args.int("offset")?);
     if let Some(Dim::Fixed(rows)) = rows
@@ -22,14 +29,13 @@ pub(super) fn add_positions(w: &mut Writer, operation: &Operation, args: &Args) 
             hint: "positions are learned, and there are no more of them"
         );
     }
-    let (x, weight) = (w.input(operation, "x")?, w.input(operation, "weight")?);
+    let weight = w.input(operation, "weight")?;
     let mut positions = w.token_positions()?;
     if offset > 0 {
         let offset: Input = int_vector(&[offset as usize])?[0].into();
         positions = w.op("add", &format!("{name}.places"), &[("x", positions.into()), ("y", offset)])?;
     }
-    let rows = w.gather(&format!("{name}.rows"), weight, positions)?;
-    w.op("add", name, &[("x", x.into()), ("y", rows.into())])
+    w.gather(&format!("{name}.rows"), weight, positions)
 }
 
 pub(super) fn relative_bias(w: &mut Writer, operation: &Operation, args: &Args) -> Result<Var> {
@@ -60,7 +66,7 @@ pub(super) fn relative_bias(w: &mut Writer, operation: &Operation, args: &Args) 
 pub(super) fn pool(w: &mut Writer, operation: &Operation, args: &Args) -> Result<Var> {
     let (name, dtype) = (&operation.name, w.dtype());
     let part = |part: &str| format!("{name}.{part}");
-    let (x, mask) = (w.input(operation, "x")?, w.input(operation, "mask")?);
+    let (x, mask) = (w.tokens_first(operation, "x")?, w.input(operation, "mask")?);
     let weights = match args.str("mode")? {
         "first" => {
             let inputs = [

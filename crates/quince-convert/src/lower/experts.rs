@@ -40,7 +40,12 @@ struct Projection {
     rows: usize,
 }
 
-pub(super) fn experts(w: &mut Writer, operation: &Operation, args: &Args) -> Result<Var> {
+pub(super) fn mixture(w: &mut Writer, operation: &Operation, args: &Args) -> Result<Var> {
+    experts(w, &operation.name, operation, args)
+}
+
+/// The same under another name: tokens come first in the result, whatever the layout.
+pub(super) fn experts(w: &mut Writer, name: &str, operation: &Operation, args: &Args) -> Result<Var> {
     let (&[.., Dim::Fixed(experts)], &[.., Dim::Fixed(inner)]) = (args.shape("scores")?, args.shape("down")?) else {
         bail!("found scores {:?}, expected a known number of experts", args.shape("scores")?);
     };
@@ -48,7 +53,7 @@ pub(super) fn experts(w: &mut Writer, operation: &Operation, args: &Args) -> Res
         bail!("found experts in a function of several texts, expected a model without"; hint: "ask for `full`");
     }
     let m = Mixture {
-        name: &operation.name,
+        name,
         experts,
         chosen: args.int("chosen")? as i32,
         normalize: args.bool("normalize")?,
@@ -56,7 +61,7 @@ pub(super) fn experts(w: &mut Writer, operation: &Operation, args: &Args) -> Res
         limit: args.float("limit")? as f32,
         up_offset: args.float("up_offset")? as f32,
     };
-    let (x, scores) = (w.input(operation, "x")?, w.input(operation, "scores")?);
+    let (x, scores) = (w.tokens_first(operation, "x")?, w.tokens_first(operation, "scores")?);
     let mut projection = |part: &'static str, bias: &str| -> Result<Projection> {
         let rows = if part == "down" { args.shape("x")?.last().and_then(|dim| dim.fixed()) } else { Some(inner) };
         let Some(rows) = rows else { bail!("found x {:?}, expected a known width", args.shape("x")?) };

@@ -23,14 +23,15 @@
 
 use super::attention::attention;
 use super::encoder::{add_positions, pool, relative_bias};
-use super::experts::experts;
-use super::{ComputeUnits, Precision, Rule, Target, Writer};
+use super::experts::mixture;
+use super::{ComputeUnits, Layout, Precision, Rule, Target, Writer};
 use quince_mil::{Args, DType, Dim, Input, Operation, Result, Var, bail};
 
 /// The target.
 pub(super) const GPU: Target = Target {
     name: "GPU and CPU",
     units: &[ComputeUnits::All, ComputeUnits::CpuAndGpu, ComputeUnits::CpuOnly],
+    layout: Layout::TokensFirst,
     rules: RULES,
 };
 
@@ -38,7 +39,7 @@ const RULES: &[(&str, Rule)] = &[
     ("add_positions", add_positions),
     ("attention", attention),
     ("embedding", embedding),
-    ("experts", experts),
+    ("experts", mixture),
     ("layer_norm", layer_norm),
     ("linear", linear),
     ("logits", linear),
@@ -56,7 +57,7 @@ fn embedding(w: &mut Writer, operation: &Operation, _: &Args) -> Result<Var> {
 
 /// `linear` and `logits`. Core ML's own converter writes a bias of zeros where there is none, and so do we: readers that
 /// take defaults for given find what they expect.
-fn linear(w: &mut Writer, operation: &Operation, args: &Args) -> Result<Var> {
+pub(super) fn linear(w: &mut Writer, operation: &Operation, args: &Args) -> Result<Var> {
     let (x, weight) = (w.input(operation, "x")?, w.input(operation, "weight")?);
     let bias = match (w.optional_input(operation, "bias")?, args.shape("weight")?) {
         (Some(bias), _) => bias,
@@ -87,10 +88,9 @@ fn rms_norm(w: &mut Writer, operation: &Operation, args: &Args) -> Result<Var> {
 
 /// The operation of MIL, but with an epsilon that is not zero in float16.
 fn layer_norm(w: &mut Writer, operation: &Operation, args: &Args) -> Result<Var> {
-    const SMALLEST: f32 = 6e-8;
     let (x, gamma, beta) =
         (w.input(operation, "x")?, w.input(operation, "gamma")?, w.optional_input(operation, "beta")?);
-    let epsilon = w.number((args.float("epsilon")? as f32).max(SMALLEST))?;
+    let epsilon = epsilon(w, args)?;
     let axes = args.ints("axes")?.iter().map(|&axis| axis as i32).collect::<Vec<_>>();
     let mut inputs = vec![("x", x.into()), ("axes", axes.into()), ("gamma", gamma.into())];
     inputs.extend(beta.map(|beta| ("beta", beta.into())));
@@ -98,7 +98,13 @@ fn layer_norm(w: &mut Writer, operation: &Operation, args: &Args) -> Result<Var>
     w.op("layer_norm", &operation.name, &inputs)
 }
 
-fn rope(w: &mut Writer, operation: &Operation, args: &Args) -> Result<Var> {
+/// The epsilon of a norm, as a number that is not zero in float16.
+pub(super) fn epsilon(w: &Writer, args: &Args) -> Result<Input> {
+    const SMALLEST: f32 = 6e-8;
+    w.number((args.float("epsilon")? as f32).max(SMALLEST))
+}
+
+pub(super) fn rope(w: &mut Writer, operation: &Operation, args: &Args) -> Result<Var> {
     let name = &operation.name;
     if args.bool("interleaved")? || args.has("position") {
         bail!("found rotary positions of interleaved pairs or of its own, expected halves and those of the tokens");

@@ -12,18 +12,22 @@ mod experts;
 mod finite;
 mod gpu;
 mod last;
+mod layout;
+mod neural_engine;
 mod positions;
 mod writer;
 
 use crate::semantic::Semantic;
-use quince_mil::{DType, Error, Operation, Program, Result, Var, bail, op::Args};
+pub use layout::Layout;
+use quince_mil::{Arg, DType, Error, Operation, Program, Result, Value, Var, bail, op::Args};
 use writer::Shared;
 pub use writer::Writer;
 
 /// Which processors of a device a program may use; a target is chosen by it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum ComputeUnits {
-    /// Whatever is best.
+    /// All of them. That is the layout of GPU and CPU: it is right on every processor, with norms in float32, and the Neural
+    /// Engine takes what it can of it; its own layout is for it alone.
     #[default]
     All,
     /// No Neural Engine.
@@ -43,12 +47,14 @@ pub struct Target {
     pub name: &'static str,
     /// The compute units that it serves.
     pub units: &'static [ComputeUnits],
+    /// How values lie.
+    pub layout: Layout,
     /// By name of the semantic operation. Operations that are not here must be MIL's own, and are copied.
     pub rules: &'static [(&'static str, Rule)],
 }
 
 /// Every target.
-pub const TARGETS: &[Target] = &[gpu::GPU];
+pub const TARGETS: &[Target] = &[gpu::GPU, neural_engine::NEURAL_ENGINE];
 
 impl Target {
     /// The target that writes for these compute units.
@@ -98,10 +104,13 @@ pub enum Grouping {
 /// What carries keys and values from call to call.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum KvCache {
-    /// States that Core ML keeps: `k_cache` and `v_cache`, float16 [layers, kv heads, context, head dim]. A program in
-    /// float32 keeps the rest of each number in `k_cache_low` and `v_cache_low`, because states are float16.
+    /// A state that Core ML keeps: `kv_cache`, float16 [2 · layers, kv heads, context, head dim], the keys of a layer
+    /// before its values. A program in float32 keeps the rest of each number in `kv_cache_low`, because states are float16.
     #[default]
     State,
+    /// The same, but layers with a window have a state of their own, `kv_rotating`, of which each slot is used again when
+    /// its token is out of sight: [2 · layers, kv heads, slots, head dim].
+    Rotating,
     /// Inputs `k_cache` and `v_cache` [layers, kv heads, context, head dim] in the program's precision, of which rows
     /// before `position` are read; outputs `new_k` and `new_v` [layers, kv heads, tokens, head dim], which the caller
     /// writes at `position`.
@@ -200,6 +209,9 @@ pub struct Settings {
     pub kv_cache: KvCache,
     /// The number of tokens that positions, and the cache, have room for.
     pub context: usize,
+    /// In how many products logits are computed, where the target splits them; by default none has more than
+    /// [`MOST_CHANNELS`] outputs.
+    pub head_parts: Option<usize>,
 }
 
 /// The sizes of a KV cache.
@@ -221,11 +233,11 @@ pub struct KvGeometry {
 /// When a function cannot be what is asked for, or the target has no rule for an operation.
 pub fn lower(semantic: &Semantic, target: &Target, settings: &Settings, functions: &[FunctionSpec]) -> Result<Program> {
     check(settings, functions)?;
-    let mut shared = Shared::default();
+    let mut shared = Shared::new(functions);
     let mut program = Program::default();
     for spec in functions {
         let place = |error: Error| error.at(format!("function `{}`", spec.name));
-        let function = Writer::new(semantic, settings, spec, &mut shared).and_then(|w| w.write(target.rules));
+        let function = Writer::new(semantic, target, settings, spec, &mut shared).and_then(Writer::write);
         program.functions.push(function.map_err(place)?);
     }
     if let (true, Some(first)) = (functions.len() > 1, functions.first()) {
@@ -233,6 +245,9 @@ pub fn lower(semantic: &Semantic, target: &Target, settings: &Settings, function
     }
     Ok(program)
 }
+
+/// The most elements that the Neural Engine takes along an axis.
+pub const MOST_CHANNELS: usize = 16384;
 
 /// The longest context, in tokens: a function holds a constant of that many positions.
 pub const MAX_CONTEXT: usize = 1 << 24;
@@ -291,4 +306,14 @@ pub fn kv_geometry(semantic: &Semantic, context: usize) -> Result<KvGeometry> {
         }
     }
     found.ok_or_else(|| Error::new("the model has no attention, expected at least one layer"))
+}
+
+/// By layer: how many tokens a token sees, itself included; 0 for all.
+fn windows(semantic: &Semantic) -> Vec<usize> {
+    let attentions = semantic.main().block.operations.iter().filter(|operation| operation.op_name() == "attention");
+    let window = |operation: &Operation| {
+        let Some(Arg::Value(Value::Tensor(window))) = operation.arg("window") else { return 0 };
+        window.to_i64().ok().and_then(|window| usize::try_from(*window.first()?).ok()).unwrap_or(0)
+    };
+    attentions.map(window).collect()
 }

@@ -1,8 +1,16 @@
 //! Positions, rotary tables and masks of a function: each written once, where it is first asked for.
+//!
+//! Masks are made of the positions of tokens and keys, whatever carries the keys: slots of a cache that hold none so far
+//! count as the position `context`, which is after every token. As truth values, for the fused operation, positions are
+//! compared; as numbers that are added to scores, they are gathered from a constant table by distance:
+//!
+//! ```text
+//! places = (queries + context) - keys;  mask = gather(table, places)    0, or -30000 for who is not seen
+//! ```
 
-use super::writer::Writer;
-use super::{FunctionKind, KvCache, Length};
-use quince_mil::{DType, Input, Result, Tensor, Var, Weight, bail};
+use super::writer::{Writer, int_vector};
+use super::{FunctionKind, KvCache, Layout, Length};
+use quince_mil::{DType, Result, Tensor, Var, Weight, bail};
 use quince_tensor::WeightSource;
 use std::collections::HashMap;
 use std::ops::Range;
@@ -17,7 +25,9 @@ pub(super) struct Positions {
     /// The position after the call's last token.
     pub stop: Option<Var>,
     of_tokens: Option<Var>,
-    of_keys: Option<Var>,
+    /// The position of the call's last token.
+    pub last: Option<Var>,
+    of_keys: HashMap<Slots, Var>,
     masks: HashMap<MaskKind, Var>,
     scores: HashMap<Option<MaskKind>, Var>,
     seen: Option<Var>,
@@ -36,6 +46,24 @@ pub(super) struct MaskKind {
     pub window: usize,
     /// How often the tokens are repeated: for the heads of a group.
     pub repeats: usize,
+    /// Which keys there are.
+    pub slots: Slots,
+}
+
+/// Where keys lie.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Slots {
+    /// One for each token of the context, or only those of the call where there is no cache.
+    All,
+    /// So many, each used again and again.
+    Rotating(usize),
+}
+
+/// How far a token sees.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Sight {
+    causal: bool,
+    window: usize,
 }
 
 /// Cosines and sines of every position, for one set of frequencies: [context, pairs] each. Both elements of a pair turn
@@ -54,7 +82,8 @@ impl Positions {
             padding,
             stop: None,
             of_tokens: None,
-            of_keys: None,
+            last: None,
+            of_keys: HashMap::new(),
             masks: HashMap::new(),
             scores: HashMap::new(),
             seen: None,
@@ -123,28 +152,64 @@ impl Writer<'_> {
         Ok(shape)
     }
 
-    /// The position of each key: int32 [K]. Keys of a cache that comes as an input and has not been filled so far are
-    /// put after every token.
-    fn key_positions(&mut self) -> Result<Var> {
-        if let Some(var) = self.positions.of_keys {
-            return Ok(var);
+    /// The position of each key: int32 [K]. Slots of a cache that hold no key so far are put after every token.
+    fn key_positions(&mut self, slots: Slots) -> Result<Var> {
+        if let Some(var) = self.positions.of_keys.get(&slots) {
+            return Ok(*var);
         }
         let context = self.settings.context;
-        let var = match (self.start(), self.settings.kv_cache) {
-            (None, _) | (_, KvCache::None) => self.token_positions()?,
-            (Some(_), KvCache::State) => self.constant("key_positions", count(context)),
-            (Some(start), KvCache::Io) => {
+        let var = match (self.start(), self.settings.kv_cache, slots) {
+            (None, ..) | (_, KvCache::None, _) => self.token_positions()?,
+            (Some(start), _, Slots::Rotating(count)) => self.rotating_positions(start, count)?,
+            (Some(_), KvCache::State | KvCache::Rotating, Slots::All) => self.constant("key_positions", count(context)),
+            (Some(start), KvCache::Io, Slots::All) => {
                 let slots = self.constant("slots", count(context));
                 let filled = self.op("less", "slots_filled", &[("x", slots.into()), ("y", start.into())])?;
-                let after: Input = vec![i32::MAX; context].into();
-                let inputs = [("cond", filled.into()), ("a", slots.into()), ("b", after)];
-                let slots = self.op("select", "slot_positions", &inputs)?;
+                let slots = self.filled(filled, slots)?;
                 let tokens = self.token_positions()?;
                 self.concat("key_positions", vec![slots, tokens], 0)?
             }
         };
-        self.positions.of_keys = Some(var);
+        self.positions.of_keys.insert(slots, var);
         Ok(var)
+    }
+
+    /// The position that each slot of a rotating cache holds after the call's tokens were written: the last one that falls
+    /// on it.
+    fn rotating_positions(&mut self, start: Var, slots: usize) -> Result<Var> {
+        let last = self.last_position(start)?;
+        let size = int_vector(&[slots])?[0];
+        // How long ago a slot was written; one round is added because remainders of negative numbers differ by system.
+        let rounds = (0..slots as i32).map(|slot| size - slot).collect::<Vec<_>>();
+        let ahead = self.op("add", "slots_ahead", &[("x", last.into()), ("y", rounds.into())])?;
+        let ages = self.op("mod", "slot_ages", &[("x", ahead.into()), ("y", size.into())])?;
+        let positions = self.op("sub", "slot_positions", &[("x", last.into()), ("y", ages.into())])?;
+        let filled = self.op("greater_equal", "slots_used", &[("x", positions.into()), ("y", 0.into())])?;
+        self.filled(filled, positions)
+    }
+
+    /// Positions of slots, the context for those that are not filled.
+    fn filled(&mut self, filled: Var, positions: Var) -> Result<Var> {
+        let context = int_vector(&[self.settings.context])?[0];
+        let context = self.constant("context", context);
+        let inputs = [("cond", filled.into()), ("a", positions.into()), ("b", context.into())];
+        self.op("select", "filled_slots", &inputs)
+    }
+
+    /// The position of the call's last token: int32 [1].
+    fn last_position(&mut self, start: Var) -> Result<Var> {
+        if let Some(last) = self.positions.last {
+            return Ok(last);
+        }
+        let last = match self.spec.kind {
+            FunctionKind::Cached { tokens, .. } if tokens > 1 => {
+                let more = int_vector(&[tokens - 1])?[0];
+                self.op("add", "last_position", &[("x", start.into()), ("y", more.into())])?
+            }
+            _ => start,
+        };
+        self.positions.last = Some(last);
+        Ok(last)
     }
 
     /// Which keys a token may attend to: bool [1, 1, repeats · S, K], the tokens repeated for the heads of a group.
@@ -153,19 +218,14 @@ impl Writer<'_> {
         if let Some(mask) = self.positions.masks.get(&kind) {
             return Ok(*mask);
         }
-        let MaskKind { causal, window, repeats } = kind;
-        let (mut tokens, keys) = (self.token_positions()?, self.key_positions()?);
-        if repeats > 1 {
-            tokens = self.concat("query_positions", vec![tokens; repeats], 0)?;
-        }
-        let tokens = self.op("expand_dims", "query_rows", &[("x", tokens.into()), ("axes", [0, 1, 3].into())])?;
-        let keys = self.op("expand_dims", "key_columns", &[("x", keys.into()), ("axes", [0, 1, 2].into())])?;
+        let MaskKind { causal, window, .. } = kind;
+        let (tokens, keys) = self.rows_and_columns(kind)?;
         let mut parts = Vec::new();
         if causal {
             parts.push(self.op("greater_equal", "causal_mask", &[("x", tokens.into()), ("y", keys.into())])?);
         }
         if window > 0 {
-            let size = super::writer::int_vector(&[window])?[0];
+            let size = int_vector(&[window])?[0];
             let first = self.op("sub", "window_start", &[("x", tokens.into()), ("y", size.into())])?;
             parts.push(self.op("greater", "within_window", &[("x", keys.into()), ("y", first.into())])?);
             if !causal {
@@ -189,6 +249,17 @@ impl Writer<'_> {
         self.positions.padding.is_some()
     }
 
+    /// The positions of tokens [1, 1, repeats · S, 1] and of keys [1, 1, 1, K].
+    fn rows_and_columns(&mut self, kind: MaskKind) -> Result<(Var, Var)> {
+        let (mut tokens, keys) = (self.token_positions()?, self.key_positions(kind.slots)?);
+        if kind.repeats > 1 {
+            tokens = self.concat("query_positions", vec![tokens; kind.repeats], 0)?;
+        }
+        let tokens = self.op("expand_dims", "query_rows", &[("x", tokens.into()), ("axes", [0, 1, 3].into())])?;
+        let keys = self.op("expand_dims", "key_columns", &[("x", keys.into()), ("axes", [0, 1, 2].into())])?;
+        Ok((tokens, keys))
+    }
+
     /// What is added to scores so that padding is not seen, nor what `kind` hides if it is given: 0 or -30000, [B, 1, 1 or
     /// repeats · S, K]. That is in float16 and far below any score, and a token that sees nothing still gets a finite
     /// result. None where nothing is hidden.
@@ -196,22 +267,63 @@ impl Writer<'_> {
         if let Some(scores) = self.positions.scores.get(&kind) {
             return Ok(Some(*scores));
         }
-        let seen = match (self.tokens_seen()?, kind) {
-            (None, None) => return Ok(None),
-            (Some(seen), None) => seen,
-            (None, Some(kind)) => self.mask(kind)?,
-            (Some(seen), Some(kind)) => {
-                let mask = self.mask(kind)?;
-                self.op("logical_and", "seen", &[("x", mask.into()), ("y", seen.into())])?
+        let scores = match (self.has_padding(), kind) {
+            (false, None) => return Ok(None),
+            (false, Some(kind)) => self.scores_by_distance(kind)?,
+            (true, None) => self.scores_of_padding()?,
+            (true, Some(kind)) => {
+                let mask = self.scores_by_distance(kind)?;
+                let Some(padding) = self.mask_scores(None)? else { bail!("found no mask of padding, expected one") };
+                self.op("minimum", "mask_scores", &[("x", mask.into()), ("y", padding.into())])?
             }
         };
-        let dtype = self.dtype();
-        let (one, far) = (self.number(1.0)?, self.number(30_000.0)?);
-        let seen = self.cast("mask_number", seen, dtype)?;
-        let hidden = self.op("sub", "mask_hidden", &[("x", seen.into()), ("y", one)])?;
-        let scores = self.op("mul", "mask_scores", &[("x", hidden.into()), ("y", far)])?;
         self.positions.scores.insert(kind, scores);
         Ok(Some(scores))
+    }
+
+    /// 0 for keys that are seen and -30000 for others, [1, 1, repeats · S, K], from a table that is gathered from.
+    fn scores_by_distance(&mut self, kind: MaskKind) -> Result<Var> {
+        if kind.repeats > 1 {
+            let once = MaskKind { repeats: 1, ..kind };
+            let scores = match self.positions.scores.get(&Some(once)) {
+                Some(scores) => *scores,
+                None => self.scores_by_distance(once)?,
+            };
+            self.positions.scores.insert(Some(once), scores);
+            return self.concat("mask_by_group", vec![scores; kind.repeats], 2);
+        }
+        let (tokens, keys) = self.rows_and_columns(kind)?;
+        let table = self.distance_table(Sight { causal: kind.causal, window: kind.window })?;
+        let context = int_vector(&[self.settings.context])?[0];
+        let tokens = self.op("add", "query_places", &[("x", tokens.into()), ("y", context.into())])?;
+        let places = self.op("sub", "mask_places", &[("x", tokens.into()), ("y", keys.into())])?;
+        self.gather("mask", table, places)
+    }
+
+    /// What is added to scores, by distance from the token back to the key: from minus the context on.
+    fn distance_table(&mut self, sight: Sight) -> Result<Var> {
+        if !self.shared.distances.contains_key(&sight) {
+            let context = self.settings.context as i64;
+            let seen = |distance: i64| {
+                (!sight.causal || distance >= 0) && (sight.window == 0 || distance.unsigned_abs() < sight.window as u64)
+            };
+            let scores: Vec<f32> = (-context..context).map(|far| if seen(far) { 0.0 } else { UNSEEN }).collect();
+            let table = Tensor::from_f32(self.dtype(), [scores.len()], scores)?;
+            let name = format!("mask_by_distance_{}", self.shared.distances.len());
+            self.shared.distances.insert(sight, Weight::from_tensor(&name, table));
+        }
+        let table = self.shared.distances[&sight].clone();
+        Ok(self.weight(&table))
+    }
+
+    /// 0 for tokens and -30000 for padding: [B, 1, 1, S].
+    fn scores_of_padding(&mut self) -> Result<Var> {
+        let Some(seen) = self.tokens_seen()? else { bail!("found no mask of tokens, expected one") };
+        let dtype = self.dtype();
+        let (one, far) = (self.number(1.0)?, self.number(-UNSEEN)?);
+        let seen = self.cast("mask_number", seen, dtype)?;
+        let hidden = self.op("sub", "mask_hidden", &[("x", seen.into()), ("y", one)])?;
+        self.op("mul", "padding_scores", &[("x", hidden.into()), ("y", far)])
     }
 
     /// Which tokens are not padding: bool [B, 1, 1, S].
@@ -225,7 +337,7 @@ impl Writer<'_> {
         Ok(self.positions.seen)
     }
 
-    /// Cosines and sines of the tokens' positions: [1, S, 1, 2 · pairs] each.
+    /// Cosines and sines of the tokens' positions: [1, S, 1, 2 · pairs] each, or [1, 1, S, 2 · pairs] with channels first.
     pub(super) fn rotary(&mut self, frequencies: &[f32], scaling: f32) -> Result<(Var, Var)> {
         let known =
             self.shared.tables.iter().position(|table| table.frequencies == frequencies && table.scaling == scaling);
@@ -249,7 +361,11 @@ impl Writer<'_> {
         let table = self.weight(table);
         let half = self.gather(&format!("{name}.half"), table, positions)?;
         let rows = self.concat(&name, vec![half, half], -1)?;
-        self.op("expand_dims", &format!("{name}.heads"), &[("x", rows.into()), ("axes", [0, 2].into())])
+        let axes = match self.layout {
+            Layout::TokensFirst => [0, 2],
+            Layout::ChannelsFirst => [0, 1],
+        };
+        self.op("expand_dims", &format!("{name}.heads"), &[("x", rows.into()), ("axes", axes.into())])
     }
 
     /// The rows of `table` at `indices`.
@@ -269,6 +385,9 @@ impl Writer<'_> {
         self.op("concat", name, &[("values", values.into()), ("axis", axis.into()), ("interleave", false.into())])
     }
 }
+
+/// What is added to the score of a key that is not seen: in float16, and far below any score.
+const UNSEEN: f32 = -30_000.0;
 
 /// 0, 1, ... before `n`. Callers have checked that sizes fit 31 bits.
 fn count(n: usize) -> Vec<i32> {

@@ -4,29 +4,53 @@ use super::cache::Cache;
 use super::finite::finite;
 use super::last::only_last;
 use super::positions::Positions;
-use super::{FunctionKind, FunctionSpec, Length, LogitsOf, Rule, Settings, Shapes};
+use super::{FunctionKind, FunctionSpec, Layout, Length, LogitsOf, Settings, Shapes, Target};
 use crate::semantic::{Reading, Semantic, lengths};
+use crate::weights::rows_of;
 use quince_mil::op::ArgInfo;
 use quince_mil::{
     Arg, Args, Builder, DType, Dim, Error, Flexibility, Function, Input, Operation, Opset, Result, Tensor, TensorType,
     Value, ValueType, Var, Weight, bail, verify,
 };
 use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 
-/// What the functions of one program share, so that it is stored once: converted weights, rotary tables, zeros.
+/// What the functions of one program share, so that it is stored once: converted weights, tables, zeros.
 #[derive(Default)]
 pub(super) struct Shared {
     weights: HashMap<usize, Weight>,
+    /// Weights of convolutions, by identity of the weight and its rows.
+    kernels: HashMap<(usize, Range<usize>), Weight>,
     pub tables: Vec<super::positions::RotaryTable>,
+    /// What is added to scores, by distance.
+    pub distances: HashMap<super::positions::Sight, Weight>,
     zeros: HashMap<usize, Weight>,
+    /// The most tokens of a call with a cache.
+    pub longest_call: usize,
+}
+
+impl Shared {
+    /// Nothing so far, for these functions.
+    pub fn new(functions: &[FunctionSpec]) -> Shared {
+        let tokens = functions.iter().map(|spec| match spec.kind {
+            FunctionKind::Cached { tokens, .. } => tokens,
+            FunctionKind::Full(_) | FunctionKind::Encode(_) => 0,
+        });
+        Shared { longest_call: tokens.max().unwrap_or(0), ..Shared::default() }
+    }
 }
 
 /// Writes one function of a lowered program. Rules append operations with [`Writer::op`] and ask for the arguments of
 /// the semantic operation with [`Writer::input`].
 pub struct Writer<'a> {
     semantic: &'a Semantic,
+    target: &'a Target,
+    /// How values lie.
+    pub(super) layout: Layout,
+    /// Semantic variables that lie as in the semantic program, whatever the layout.
+    pub(super) by_tokens: HashSet<Var>,
     /// The function of the semantic program that is lowered.
-    source: &'a Function,
+    pub(super) source: &'a Function,
     pub(super) settings: &'a Settings,
     pub(super) spec: &'a FunctionSpec,
     pub(super) shared: &'a mut Shared,
@@ -48,6 +72,7 @@ pub struct Writer<'a> {
 impl<'a> Writer<'a> {
     pub(super) fn new(
         semantic: &'a Semantic,
+        target: &'a Target,
         settings: &'a Settings,
         spec: &'a FunctionSpec,
         shared: &'a mut Shared,
@@ -69,7 +94,7 @@ impl<'a> Writer<'a> {
                 Some(builder.input("position", ValueType::tensor(DType::I32, &[1]), Flexibility::Fixed))
             }
         };
-        let cache = Cache::new(semantic, settings, spec, &mut builder)?;
+        let cache = Cache::new(semantic, settings, spec, shared.longest_call, &mut builder)?;
         let main = semantic.function_with(spec.voice, |reading| matches!(reading, Reading::Embedding(_)) == encodes)?;
         let operations = &main.block.operations;
         let constants =
@@ -81,6 +106,9 @@ impl<'a> Writer<'a> {
         let inputs = main.inputs.iter().map(|input| input.var).zip([Some(ids), mask]);
         Ok(Writer {
             semantic,
+            target,
+            layout: target.layout,
+            by_tokens: HashSet::new(),
             source: main,
             settings,
             spec,
@@ -98,8 +126,8 @@ impl<'a> Writer<'a> {
     }
 
     /// Lowers every operation: by its rule, or by copying it.
-    pub(super) fn write(mut self, rules: &[(&str, Rule)]) -> Result<Function> {
-        let main = self.source;
+    pub(super) fn write(mut self) -> Result<Function> {
+        let (main, rules) = (self.source, self.target.rules);
         for operation in &main.block.operations {
             let &[output] = &operation.outputs[..] else {
                 bail!("operation `{}` has {} results, expected one", operation.name, operation.outputs.len());
@@ -120,6 +148,12 @@ impl<'a> Writer<'a> {
         }
         let mut outputs = Vec::new();
         for output in &main.block.outputs {
+            if self.layout == Layout::ChannelsFirst
+                && self.semantic_rank(*output) > 2
+                && !self.by_tokens.contains(output)
+            {
+                bail!("found the output `{}` with its channels first, expected tokens first", main.var(*output).name);
+            }
             outputs.push(self.of(*output)?);
         }
         outputs.extend(self.new_rows()?);
@@ -188,6 +222,11 @@ impl<'a> Writer<'a> {
         Ok(y)
     }
 
+    /// The size of the last axis of a lowered value, if it is known.
+    pub(super) fn last_size(&self, x: Var) -> Option<usize> {
+        self.builder.ty(x).as_tensor()?.shape.last()?.fixed()
+    }
+
     /// Whether the operation that is lowered has a single token.
     pub(super) fn single_token(&self) -> bool {
         self.at_last || matches!(self.spec.kind, FunctionKind::Cached { tokens: 1, .. })
@@ -215,7 +254,7 @@ impl<'a> Writer<'a> {
         if self.at_last && !self.only_last.contains(&var) { self.last_token(var, lowered) } else { Ok(lowered) }
     }
 
-    /// The last of the tokens, which are the second axis.
+    /// The last of the tokens.
     fn last_token(&mut self, var: Var, lowered: Var) -> Result<Var> {
         if let Some(last) = self.last.get(&var) {
             return Ok(*last);
@@ -224,7 +263,9 @@ impl<'a> Writer<'a> {
         let Some(shape) = self.builder.ty(lowered).as_tensor().and_then(TensorType::dims) else {
             bail!("found the type {}, expected known sizes", self.builder.ty(lowered));
         };
-        let before_last = |(axis, size): (usize, &usize)| if axis == 1 { size.saturating_sub(1) } else { 0 };
+        let layout = if self.by_tokens.contains(&var) { Layout::TokensFirst } else { self.layout };
+        let tokens = layout.token_axis(self.semantic_rank(var));
+        let before_last = |(axis, size): (usize, &usize)| if axis == tokens { size.saturating_sub(1) } else { 0 };
         let begin: Vec<usize> = shape.iter().enumerate().map(before_last).collect();
         let last = self.slice(&name, lowered, &begin, &shape)?;
         self.last.insert(var, last);
@@ -253,17 +294,65 @@ impl<'a> Writer<'a> {
         }
     }
 
-    fn in_precision(&self, value: &Value) -> Result<Value> {
+    /// The rows from `first` on of a weight [O, I] as the kernels of a convolution with its neighbours at no distance: [rows,
+    /// I, 1, 1]; or a vector [D] as the channels [1, D, 1, 1]. `called` is its name, if it is not that of the weight.
+    pub(super) fn kernel(&mut self, var: Var, rows: Range<usize>, called: Option<&str>) -> Result<Var> {
+        let (dtype, name) = (self.dtype(), self.source.var(var).name.clone());
+        let Some(Value::Weight(weight)) = self.constants.get(&var).copied() else {
+            bail!("found `{name}`, which is computed, expected a weight");
+        };
+        let key = (weight.id(), rows.clone());
+        if !self.shared.kernels.contains_key(&key) {
+            let mut stored = self.semantic.stored(weight).cast(dtype);
+            if let Some(called) = called {
+                stored = stored.renamed(called);
+            }
+            let shape = match stored.shape() {
+                &[channels] => [1, channels, 1, 1],
+                &[_, columns] => [rows.len(), columns, 1, 1],
+                other => bail!("weight `{name}`: found the shape {other:?}, expected a matrix or a vector"),
+            };
+            let whole = stored.shape().first() == Some(&rows.len());
+            let part = if whole { stored } else { rows_of(&stored, rows)? };
+            self.shared.kernels.insert(key.clone(), finite(&part).reshape(&shape)?);
+        }
+        Ok(self.builder.weight(&self.shared.kernels[&key]))
+    }
+
+    /// Some elements of a constant vector.
+    pub(super) fn vector_part(&mut self, var: Var, part: Range<usize>) -> Result<Var> {
+        let whole = self.of(var)?;
+        let Some(Value::Weight(weight)) = self.constants.get(&var).copied() else { return Ok(whole) };
+        if weight.shape() == [part.len()] {
+            return Ok(whole);
+        }
+        let key = (weight.id(), part.clone());
+        if !self.shared.kernels.contains_key(&key) {
+            let stored = self.semantic.stored(weight).cast(self.dtype());
+            self.shared.kernels.insert(key.clone(), finite(&rows_of(&stored, part)?));
+        }
+        Ok(self.builder.weight(&self.shared.kernels[&key]))
+    }
+
+    pub(super) fn in_precision(&self, value: &Value) -> Result<Value> {
         Ok(match value {
             Value::Tensor(tensor) if tensor.dtype().is_float() => tensor.cast(self.dtype())?.into(),
             value => value.clone(),
         })
     }
 
+    /// Whether a semantic variable is a constant.
+    pub(super) fn is_constant(&self, var: Var) -> bool {
+        self.constants.contains_key(&var)
+    }
+
     /// The same operation on lowered arguments.
-    fn copy(&mut self, operation: &Operation) -> Result<Var> {
+    pub(super) fn copy(&mut self, operation: &Operation) -> Result<Var> {
         if operation.op()?.since() == Opset::Semantic {
             bail!("the target has no rule for `{}`", operation.op_name());
+        }
+        if operation.used_vars().any(|var| self.by_tokens.contains(&var)) {
+            self.stays_by_token(operation);
         }
         let mut inputs: Vec<(&str, Input)> = Vec::new();
         for (param, args) in &operation.inputs {

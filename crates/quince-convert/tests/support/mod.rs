@@ -4,7 +4,7 @@ use quince_checkpoint::Config;
 use quince_convert::blocks::{Activation, Heads, PreNorm, gated_mlp, pre_norm};
 use quince_convert::graph::{Attention, Bias, Graph, Norm, Weights};
 use quince_convert::lower::{
-    FunctionKind, FunctionSpec, Grouping, KvCache, Length, LogitsOf, Precision, Settings, Shapes, TARGETS, lower,
+    FunctionKind, FunctionSpec, Grouping, KvCache, Length, LogitsOf, Precision, Settings, Shapes, Target, lower,
 };
 use quince_convert::models::LmHead;
 use quince_convert::{Architecture, Embedding, Model, Reading, Rope, Semantic, VectorLength, semantic_with};
@@ -91,29 +91,27 @@ pub fn tiny(model: &Model) -> Semantic {
     read(model, Reading::Logits).unwrap()
 }
 
-/// The functions `init` of four tokens, `decode` and `full` for a context of 16.
-pub fn lowered(
-    semantic: &Semantic,
-    kv_cache: KvCache,
-    grouping: Grouping,
-    logits: LogitsOf,
-    precision: Precision,
-) -> Program {
+/// For a context of 16, with logits in three parts where the target has parts.
+pub fn settings(kv_cache: KvCache, grouping: Grouping, precision: Precision) -> Settings {
+    Settings { precision, grouping, kv_cache, context: 16, head_parts: Some(3) }
+}
+
+/// The functions `init` of four tokens, `decode` and `full`.
+pub fn lowered(semantic: &Semantic, target: &Target, settings: &Settings, logits: LogitsOf) -> Program {
     let spec = |name: &str, kind| FunctionSpec { name: name.to_owned(), kind, voice: 0 };
     let functions = [
         spec("init", FunctionKind::Cached { tokens: 4, logits }),
         spec("decode", FunctionKind::Cached { tokens: 1, logits: LogitsOf::Last }),
         spec("full", FunctionKind::Full(Length::Flexible)),
     ];
-    let settings = Settings { precision, grouping, kv_cache, context: 16 };
-    lower(semantic, &TARGETS[0], &settings, &functions).unwrap()
+    lower(semantic, target, settings, &functions).unwrap()
 }
 
 /// A function that takes any number of texts of up to 16 tokens.
-pub fn encoder(semantic: &Semantic, grouping: Grouping) -> Program {
+pub fn encoder(semantic: &Semantic, target: &Target, grouping: Grouping) -> Program {
     let kind = FunctionKind::Encode(Shapes::Range { texts: (1, 64), tokens: (1, 16) });
-    let settings = Settings { precision: Precision::Float32, grouping, kv_cache: KvCache::None, context: 16 };
-    lower(semantic, &TARGETS[0], &settings, &[FunctionSpec { name: "main".to_owned(), kind, voice: 0 }]).unwrap()
+    let settings = settings(KvCache::None, grouping, Precision::Float32);
+    lower(semantic, target, &settings, &[FunctionSpec { name: "main".to_owned(), kind, voice: 0 }]).unwrap()
 }
 
 /// What the only function makes of texts that are padded to `length` tokens.

@@ -261,6 +261,12 @@ fn run(m: &Memory, seen: &Seen, shape: &Attention, q: Heads, k: Cache, v: Cache,
             attend(Mask::Ranges(&(0..shape.rows).map(range).collect::<Vec<_>>()));
         }
         Seen::Added(masks) => {
+            if let [(values, view)] = &masks[..]
+                && let Some(ranges) = added_ranges(m.get(values), view, shape)
+            {
+                attend(Mask::Ranges(&ranges));
+                return Ok(());
+            }
             let mut rooms = vec![Vec::new(); masks.len()];
             let masks = masks.iter().zip(&mut rooms);
             let added = masks
@@ -271,7 +277,7 @@ fn run(m: &Memory, seen: &Seen, shape: &Attention, q: Heads, k: Cache, v: Cache,
             let mask = m.tensor(*tensor)?;
             let mut room = Vec::new();
             let entries: Vec<bool> = view.rows(mask.bytes(), &mut room).iter().map(|&b| b != 0).collect();
-            match ranges(&entries, view.strides, shape) {
+            match ranges(|at| Some(entries[at]), view.strides, shape) {
                 Some(ranges) => attend(Mask::Ranges(&ranges)),
                 None => attend(Mask::Bool { data: &entries, strides: view.strides }),
             }
@@ -280,18 +286,42 @@ fn run(m: &Memory, seen: &Seen, shape: &Attention, q: Heads, k: Cache, v: Cache,
     Ok(())
 }
 
+/// The range of each row of a mask of numbers that are 0 or so small that nothing is left of what they are added to: no
+/// score is as large, and the softmax of what is so far below others is 0. A row without a 0 has no such range.
+fn added_ranges(mask: &[f32], view: &Broadcast, shape: &Attention) -> Option<Vec<Range<usize>>> {
+    const FAR: f32 = -1e4;
+    if view.written_out.is_some() {
+        return None;
+    }
+    let seen = |at: usize| match mask[at] {
+        0.0 => Some(true),
+        far if far <= FAR => Some(false),
+        _ => None,
+    };
+    ranges(seen, view.strides, shape).filter(|ranges| ranges.iter().all(|range| !range.is_empty()))
+}
+
 /// The range of each row, if the mask is one run of truth in each row and the same for every head and batch.
-fn ranges(mask: &[bool], strides: Strides, shape: &Attention) -> Option<Vec<Range<usize>>> {
+fn ranges(seen: impl Fn(usize) -> Option<bool>, strides: Strides, shape: &Attention) -> Option<Vec<Range<usize>>> {
     let same = (strides.head == 0 || shape.heads == 1) && (strides.batch == 0 || shape.batch == 1);
     if !same {
         return None;
     }
-    (0..shape.rows)
-        .map(|row| {
-            let row = &mask[row * strides.row..][..shape.positions];
-            let start = row.iter().position(|&seen| seen).unwrap_or(0);
-            let len = row[start..].iter().position(|&seen| !seen).unwrap_or(shape.positions - start);
-            row[start + len..].iter().all(|&seen| !seen).then_some(start..start + len)
-        })
-        .collect()
+    let of_row = |row: usize| {
+        let first = row * strides.row;
+        let mut range = 0..0;
+        for at in 0..shape.positions {
+            match (seen(first + at)?, range.is_empty()) {
+                (true, true) => range = at..at + 1,
+                (true, false) if range.end == at => range.end = at + 1,
+                (true, false) => return None,
+                (false, _) => {}
+            }
+        }
+        Some(range)
+    };
+    if strides.row == 0 {
+        return Some(vec![of_row(0)?; shape.rows]);
+    }
+    (0..shape.rows).map(of_row).collect()
 }

@@ -8,6 +8,10 @@ pub(super) const INPUT_IDS: &str = "input_ids";
 /// The input with the number of tokens in the cache.
 pub(super) const POSITION: &str = "position";
 const LOGITS: &str = "logits";
+/// What the names of states begin with whose slots are used again and again.
+const ROTATING: &str = "kv_rotating";
+/// The constant that says for how many tokens a function was written, where every state rotates.
+const CONTEXT: &str = "context";
 
 /// The functions of a decoder.
 pub(super) struct Functions {
@@ -27,6 +31,8 @@ pub(super) struct CachedFunctions {
     pub prefill: Option<Cached>,
     /// Tokens that the cache has room for.
     pub context: usize,
+    /// Slots of the states that rotate: layers with a window see the last tokens only, and slots are used again.
+    pub rotating: Option<usize>,
 }
 
 /// `input_ids` [1, tokens] and `position` [1] to logits.
@@ -41,6 +47,7 @@ pub(super) struct Cached {
     pub rows: Rows,
     /// The caches that are inputs, with the outputs that extend them.
     pub io: Vec<IoFeature>,
+    rotating: Option<usize>,
     context: usize,
     vocab_size: usize,
 }
@@ -136,6 +143,7 @@ impl Functions {
 impl CachedFunctions {
     fn of(functions: Vec<Cached>) -> Result<Option<CachedFunctions>> {
         let Some(context) = functions.iter().map(|f| f.context).min() else { return Ok(None) };
+        let rotating = functions.iter().filter_map(|f| f.rotating).min();
         let (mut decode, mut prefill) = (None, None::<Cached>);
         for function in functions {
             if function.tokens == 1 {
@@ -148,7 +156,7 @@ impl CachedFunctions {
         if let Some(other) = prefill.as_ref().filter(|p| p.io != decode.io || p.vocab_size != decode.vocab_size) {
             bail!("the functions `{}` and `{}` do not share a cache: their inputs differ", other.name, decode.name);
         }
-        Ok(Some(CachedFunctions { decode, prefill, context }))
+        Ok(Some(CachedFunctions { decode, prefill, context, rotating }))
     }
 }
 
@@ -186,13 +194,17 @@ fn kind(function: &Function) -> Option<Kind> {
         return Some(Kind::Full(Full { name: function.name.clone(), logits, lengths, vocab_size }));
     }
     let tokens = ids_type.shape[1].fixed().filter(|&tokens| tokens > 0)?;
-    let (mut context, mut io, mut positions) = (None::<usize>, Vec::new(), 0);
+    let (mut context, mut rotating, mut io, mut positions) = (None::<usize>, None::<usize>, Vec::new(), 0);
     for input in others {
         let info = function.var(input.var);
         let dims = info.ty.as_tensor()?.dims()?;
         match (&info.ty, &dims[..]) {
             (ValueType::Tensor(ty), [1]) if info.name == POSITION && ty.dtype == DType::I32 => {
                 positions += 1;
+                continue;
+            }
+            (ValueType::State(_), &[_, _, slots, _]) if info.name.starts_with(ROTATING) => {
+                rotating = Some(rotating.map_or(slots, |least| least.min(slots)));
                 continue;
             }
             (ValueType::State(_), [_, _, _, _]) => {}
@@ -203,13 +215,23 @@ fn kind(function: &Function) -> Option<Kind> {
         }
         context = Some(context.map_or(dims[2], |context| context.min(dims[2])));
     }
-    let context = context.filter(|&context| context > 0 && positions == 1 && i32::try_from(context).is_ok())?;
+    let context = context
+        .or_else(|| rotating.and_then(|_| constant(function, CONTEXT)))
+        .filter(|&context| context > 0 && positions == 1 && i32::try_from(context).is_ok())?;
     let rows = match logits_type.shape.get(1)?.fixed()? {
         rows if rows == tokens && tokens > 1 => Rows::All,
         1 => Rows::Last,
         _ => return None,
     };
-    Some(Kind::Cached(Cached { name: function.name.clone(), tokens, logits, rows, io, context, vocab_size }))
+    let name = function.name.clone();
+    Some(Kind::Cached(Cached { name, tokens, logits, rows, io, rotating, context, vocab_size }))
+}
+
+/// The value of a constant number.
+fn constant(function: &Function, name: &str) -> Option<usize> {
+    let operation = function.block.operations.iter().find(|operation| operation.name == name)?;
+    let numbers = operation.constant()?.tensor().ok()?.to_i64().ok()?;
+    usize::try_from(*numbers.first()?).ok()
 }
 
 /// The output with logits: the one of that name, or the only one of rank three.

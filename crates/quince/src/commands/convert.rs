@@ -105,15 +105,20 @@ pub struct Args {
     /// Have init give the logits of all its tokens, not only of the last
     #[arg(long)]
     all_logits: bool,
-    /// What carries the KV cache: a state that Core ML keeps, inputs and outputs, or nothing
+    /// What carries the KV cache: a state that Core ML keeps; the same, but layers with a window keep no more tokens than
+    /// they see (rotating); inputs and outputs; or nothing
     #[arg(long, value_name = "WHAT", default_value = "state")]
     kv_cache: KvCacheArg,
     /// The floating-point type that the package computes in
     #[arg(long, value_name = "TYPE", default_value = "float16")]
     compute_precision: PrecisionArg,
-    /// The processors that the package is written for
+    /// The processors that the package is written for. cpuAndNeuralEngine has a layout of its own: channels before tokens,
+    /// convolutions, attention written out, norms that cannot overflow float16
     #[arg(long, value_name = "UNITS", default_value = "all")]
     compute_units: Units,
+    /// In how many products the Neural Engine computes logits. Default: as few as have at most 16384 each
+    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..=4096))]
+    lm_head_parts: Option<usize>,
     /// The oldest system that is to run the package
     #[arg(long, value_name = "SYSTEM", default_value = "iOS18")]
     minimum_deployment_target: DeploymentTarget,
@@ -139,6 +144,7 @@ pub struct Args {
 #[derive(Clone, Copy, ValueEnum)]
 enum KvCacheArg {
     State,
+    Rotating,
     Io,
     None,
 }
@@ -171,6 +177,7 @@ impl Args {
             },
             kv_cache: match self.kv_cache {
                 KvCacheArg::State => KvCache::State,
+                KvCacheArg::Rotating => KvCache::Rotating,
                 KvCacheArg::Io => KvCache::Io,
                 KvCacheArg::None => KvCache::None,
             },
@@ -180,6 +187,7 @@ impl Args {
             },
             units: self.compute_units.into(),
             logits: if self.all_logits { LogitsOf::All } else { LogitsOf::Last },
+            head_parts: self.lm_head_parts,
             ..Options::default()
         }
     }

@@ -7,7 +7,7 @@ use quince_convert::lower::ComputeUnits;
 /// Processors, by the names that Core ML has for them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, ValueEnum)]
 pub enum Units {
-    /// All of them.
+    /// All of them: as for processor and GPU, which is what every processor runs.
     #[value(name = "all")]
     All,
     /// Processor and GPU.

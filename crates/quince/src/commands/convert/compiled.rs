@@ -83,6 +83,7 @@ impl Args {
             ("--kv-cache", !matches!(self.kv_cache, KvCacheArg::State)),
             ("--compute-precision", !matches!(self.compute_precision, PrecisionArg::Float16)),
             ("--compute-units", self.compute_units != Units::All),
+            ("--lm-head-parts", self.lm_head_parts.is_some()),
             ("--minimum-deployment-target", self.minimum_deployment_target != DeploymentTarget::Ios18),
             ("--validate", self.validate),
             ("an option of compression", compressed),

@@ -85,6 +85,7 @@ pub fn cache_kind(converted: &Converted) -> Option<&'static str> {
     let cached = converted.functions.iter().any(|function| matches!(function.kind, FunctionKind::Cached { .. }));
     match converted.settings.kv_cache {
         KvCache::State if cached => Some("state"),
+        KvCache::Rotating if cached => Some("rotating"),
         KvCache::Io if cached => Some("io"),
         _ => None,
     }
