@@ -26,7 +26,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("quince-engine", &["quince-mil"]),
     ("quince-runtime", &["quince-engine", "quince-mlpackage"]),
     ("quince-calibrate", &["quince-runtime", "quince-compress"]),
-    ("quince", &["quince-calibrate", "quince-convert", "quince-hub", "quince-lint"]),
+    ("quince-sweep", &["quince-runtime", "quince-compress"]),
+    ("quince", &["quince-calibrate", "quince-convert", "quince-hub", "quince-lint", "quince-sweep"]),
 ];
 
 /// What breaks a rule.

@@ -35,10 +35,13 @@ pub enum Selector {
 }
 
 impl OptimizationConfig {
+    /// The elements below which weights are left as they are, unless something else is said.
+    pub const WEIGHT_THRESHOLD: usize = 2048;
+
     /// The same scheme for every weight.
     pub fn all(scheme: Scheme) -> OptimizationConfig {
         let rules = vec![Rule { selector: Selector::Default, scheme: Some(scheme) }];
-        OptimizationConfig { rules, weight_threshold: 2048 }
+        OptimizationConfig { rules, weight_threshold: OptimizationConfig::WEIGHT_THRESHOLD }
     }
 
     /// Adds rules written as `attention=6,mlp=4,*.0.mlp.*=8,lm_head=none`: a part of the model or a name pattern, and the

@@ -17,6 +17,7 @@
 //! package. The number of threads never changes what comes out.
 
 mod activations;
+mod allocate;
 mod assign;
 mod bits;
 mod calibrated;
@@ -37,6 +38,7 @@ mod scheme;
 mod test_weights;
 mod values;
 
+pub use allocate::{Choice, allocate};
 pub use activations::{ActivationMode, ActivationRanges, ActivationReport, quantize_activations};
 pub use bits::Nbits;
 pub use calibrated::{Factor, Guide, Moments};
@@ -49,6 +51,6 @@ pub use keep::{Integers, Kept, keep};
 pub use linear::{LinearDType, LinearGranularity, LinearMode, LinearOptions, Quantized, quantize_linear};
 pub use palettize::{PaletteGranularity, PaletteMode, PalettizeOptions, Palettized, TableType, palettize};
 pub use palettize_vectors::{ClusterDim, palettize_vectors};
-pub use pass::{Report, RuleReport, compress, compress_guided};
+pub use pass::{Report, RuleReport, Touched, compress, compress_guided};
 pub use prune::{Amount, Pruning};
 pub use scheme::{Axes, Granularity, Linear, Palette, Scheme, Sparse, SparseLinear, SparsePalette, VectorPalette};

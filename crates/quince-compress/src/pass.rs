@@ -22,6 +22,8 @@ use std::sync::Arc;
 pub struct Report {
     /// By rule of the configuration, in its order.
     pub rules: Vec<RuleReport>,
+    /// Each weight that a rule touched, in the order of the program.
+    pub weights: Vec<Touched>,
     /// The weights that were left as they are although a rule wanted them compressed, with the reason.
     pub left: Vec<(String, String)>,
     /// The opset of functions that had one without compressed weights.
@@ -44,6 +46,21 @@ pub struct RuleReport {
     /// Their bytes before.
     pub bytes_before: usize,
     /// Their bytes now, tables and scales included.
+    pub bytes_after: usize,
+}
+
+/// A weight that a rule touched.
+#[derive(Clone, Debug)]
+pub struct Touched {
+    /// The number of the rule.
+    pub rule: usize,
+    /// As it was.
+    pub weight: Weight,
+    /// How its channels lie.
+    pub axes: Axes,
+    /// The name of its constant, which rules go by.
+    pub name: String,
+    /// Its bytes now, tables and scales included.
     pub bytes_after: usize,
 }
 
@@ -162,7 +179,7 @@ impl Pass<'_> {
         let rule = &self.config.rules[number];
         let Some(scheme) = rule.scheme else {
             if self.kept.insert((number, name.to_owned())) {
-                self.count(number, weight, weight.byte_len());
+                self.count(number, weight, name, found.axes, weight.byte_len());
             }
             return Ok(None);
         };
@@ -186,7 +203,7 @@ impl Pass<'_> {
         match scheme.lower(weight, &Target { axes: found.axes, opset, guide, tied: found.tied }) {
             Ok(lowered) => {
                 self.report.rules[number].calibrated += calibrated;
-                self.count(number, weight, lowered.byte_len());
+                self.count(number, weight, name, found.axes, lowered.byte_len());
                 self.done.insert((weight.id(), opset), lowered.clone());
                 Ok(Some(lowered))
             }
@@ -197,12 +214,14 @@ impl Pass<'_> {
         }
     }
 
-    fn count(&mut self, rule: usize, weight: &Weight, bytes_after: usize) {
+    fn count(&mut self, rule: usize, weight: &Weight, name: &str, axes: Axes, bytes_after: usize) {
+        let (weight, name) = (weight.clone(), name.to_owned());
         let row = &mut self.report.rules[rule];
         row.weights += 1;
         row.parameters += weight.len();
         row.bytes_before += weight.byte_len();
         row.bytes_after += bytes_after;
+        self.report.weights.push(Touched { rule, weight, axes, name, bytes_after });
     }
 
     fn finish(mut self) -> Result<Report> {

@@ -170,6 +170,41 @@ pub struct BlobWriter {
     count: u32,
 }
 
+/// Where blobs would be in a file that is not written. Equal contents are found only where they are in memory.
+#[derive(Default)]
+pub struct BlobPlaces {
+    /// The end of the last blob.
+    end: u64,
+    known: HashMap<[u8; 32], u64>,
+    count: u32,
+}
+
+impl BlobPlaces {
+    /// The place of a blob of so many bytes.
+    pub fn place(&mut self, bytes: u64) -> u64 {
+        let offset = self.end.max(ALIGN).next_multiple_of(ALIGN);
+        self.end = (offset + ALIGN).saturating_add(bytes);
+        self.count += 1;
+        offset
+    }
+
+    /// The place of a blob of these bytes, or of the equal one before it.
+    pub fn place_of(&mut self, dtype: DType, bytes: &[u8]) -> u64 {
+        let hash = Sha256::new().chain_update(format!("{dtype} ")).chain_update(bytes).finalize().into();
+        if let Some(&offset) = self.known.get(&hash) {
+            return offset;
+        }
+        let offset = self.place(bytes.len() as u64);
+        self.known.insert(hash, offset);
+        offset
+    }
+
+    /// What the file would hold; its hash is not known.
+    pub fn stored(&self) -> Stored {
+        Stored { blobs: self.count, bytes: self.end.max(ALIGN), hash: [0; 32] }
+    }
+}
+
 /// What a finished file holds.
 #[derive(Clone, Copy, Debug)]
 pub struct Stored {

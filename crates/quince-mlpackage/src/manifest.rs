@@ -96,12 +96,23 @@ impl Manifest {
     /// Writes the manifest as coremltools does.
     pub fn write(&self, package: &Path) -> Result<()> {
         let file = package.join("Manifest.json");
+        let text = self.text().map_err(|e| wrong(&file, "manifest", e.to_string()))?;
+        fs::write(&file, text).map_err(|e| refused("write", &file, &e))
+    }
+
+    fn text(&self) -> serde_json::Result<Vec<u8>> {
         let mut text = Vec::new();
         let format = serde_json::ser::PrettyFormatter::with_indent(b"    ");
-        self.serialize(&mut serde_json::Serializer::with_formatter(&mut text, format))
-            .map_err(|e| wrong(&file, "manifest", e.to_string()))?;
+        self.serialize(&mut serde_json::Serializer::with_formatter(&mut text, format))?;
         text.push(b'\n');
-        fs::write(&file, text).map_err(|e| refused("write", &file, &e))
+        Ok(text)
+    }
+
+    /// The bytes of the manifest and of other files that it lists.
+    pub fn measure(mut self, extras: &[Extra]) -> serde_json::Result<u64> {
+        self.item_info_entries.extend(extras.iter().map(|extra| (extra.id.clone(), extra.item.clone())));
+        let beside: usize = extras.iter().map(|extra| extra.content.len()).sum();
+        Ok((self.text()?.len() + beside) as u64)
     }
 
     /// The model's file in `package`.

@@ -125,6 +125,21 @@ impl Package {
         Ok(Written { model_bytes: bytes.len() as u64, weight_bytes, blobs: stored.blobs })
     }
 
+    /// The bytes of all files that [`Package::write`] would write, without loading a weight. Weights whose bytes turn out
+    /// to be equal when they are written are stored once, so that less may be written; never more.
+    ///
+    /// # Errors
+    /// When the program cannot be a package.
+    pub fn measure(&self) -> Result<u64> {
+        let mut nobody = |_: &Weight| Ok(());
+        let mut store = Store::measuring(&mut nobody);
+        let model = self.to_model(&mut store)?;
+        let stored = store.finish()?;
+        let manifest = Manifest::new(&[0; 32], stored.blobs > 0).measure(&self.origin.extras);
+        let manifest = manifest.map_err(|e| quince_tensor::Error::new(format!("manifest: {e}")))?;
+        Ok(model.encoded_len() as u64 + manifest + if stored.blobs > 0 { stored.bytes } else { 0 })
+    }
+
     fn to_model(&self, store: &mut Store) -> Result<Model> {
         let specification_version = self.specification_version();
         let mut message = mil::Program { version: 1, doc_string: self.origin.doc_string.clone(), ..Default::default() };

@@ -77,6 +77,17 @@ fn files(directory: &Path) -> Vec<(PathBuf, Vec<u8>)> {
 }
 
 #[test]
+fn a_package_is_measured_before_it_is_written() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in PACKAGES {
+        let package = Package::read(&data(name)).unwrap();
+        write(&package, &dir.path().join(name)).unwrap();
+        let on_disk: usize = files(&dir.path().join(name)).iter().map(|(_, bytes)| bytes.len()).sum();
+        assert_eq!(package.measure().unwrap(), on_disk as u64);
+    }
+}
+
+#[test]
 fn what_was_read_is_written_with_every_field() {
     let dir = tempfile::tempdir().unwrap();
     for name in PACKAGES {

@@ -7,7 +7,7 @@ use prost::Message;
 use quince_mil::{Arg, Block, Function, Operation, Opset, Value, Var};
 use quince_tensor::{DType, Error, Result, Tensor, Weight, bail};
 
-use crate::blob::{self, BlobWriter, Stored};
+use crate::blob::{self, BlobPlaces, BlobWriter, Stored};
 use crate::names::Names;
 use crate::proto::mil::{self, argument, value::BlobFileValue, value::Value as Place};
 use crate::read::{MODEL_PATH, check_constant, is_constexpr};
@@ -25,21 +25,37 @@ pub type OnWeight<'a> = dyn FnMut(&Weight) -> Result<()> + 'a;
 /// Where large constants go: each is loaded, where its source allows some rows at a time, written and forgotten before
 /// the next one.
 pub struct Store<'a> {
-    blobs: BlobWriter,
+    blobs: Blobs,
     /// Weights of one source are not even loaded twice; equal bytes of other sources are found by the blob writer.
     sources: HashMap<usize, u64>,
     on_weight: &'a mut OnWeight<'a>,
 }
 
+/// What becomes of constants.
+enum Blobs {
+    /// They are written.
+    File(BlobWriter),
+    /// Only their places are found.
+    Places(BlobPlaces),
+}
+
 impl<'a> Store<'a> {
     /// Creates the weights file.
     pub fn create(path: &Path, on_weight: &'a mut OnWeight<'a>) -> Result<Self> {
-        Ok(Store { blobs: BlobWriter::create(path)?, sources: HashMap::new(), on_weight })
+        Ok(Store { blobs: Blobs::File(BlobWriter::create(path)?), sources: HashMap::new(), on_weight })
+    }
+
+    /// Finds out what the weights file would be, without loading a weight.
+    pub fn measuring(on_weight: &'a mut OnWeight<'a>) -> Self {
+        Store { blobs: Blobs::Places(BlobPlaces::default()), sources: HashMap::new(), on_weight }
     }
 
     /// Completes the weights file.
     pub fn finish(self) -> Result<Stored> {
-        self.blobs.finish()
+        match self.blobs {
+            Blobs::File(blobs) => blobs.finish(),
+            Blobs::Places(places) => Ok(places.stored()),
+        }
     }
 
     /// The message of a value: a reference to the weights file where the format wants one, else the value itself.
@@ -70,17 +86,27 @@ impl<'a> Store<'a> {
             return Ok(offset);
         }
         (self.on_weight)(weight)?;
-        self.blobs.begin(weight.dtype(), weight.len())?;
-        weight.pieces(|piece| self.blobs.write(piece.bytes()))?;
-        let offset = self.blobs.finish_blob()?;
+        let offset = match &mut self.blobs {
+            Blobs::File(blobs) => {
+                blobs.begin(weight.dtype(), weight.len())?;
+                weight.pieces(|piece| blobs.write(piece.bytes()))?;
+                blobs.finish_blob()?
+            }
+            Blobs::Places(places) => places.place(weight.byte_len() as u64),
+        };
         self.sources.insert(weight.id(), offset);
         Ok(offset)
     }
 
     fn tensor(&mut self, tensor: &Tensor) -> Result<u64> {
-        self.blobs.begin(tensor.dtype(), tensor.len())?;
-        self.blobs.write(tensor.bytes())?;
-        self.blobs.finish_blob()
+        match &mut self.blobs {
+            Blobs::File(blobs) => {
+                blobs.begin(tensor.dtype(), tensor.len())?;
+                blobs.write(tensor.bytes())?;
+                blobs.finish_blob()
+            }
+            Blobs::Places(places) => Ok(places.place_of(tensor.dtype(), tensor.bytes())),
+        }
     }
 }
 

@@ -38,6 +38,17 @@ impl Failure {
     }
 }
 
+impl Failure {
+    /// Adds what to do about an error.
+    #[must_use]
+    pub fn hint(self, hint: impl fmt::Display) -> Failure {
+        match self {
+            Failure::Error(error) => Failure::Error(error.hint(hint)),
+            other => other,
+        }
+    }
+}
+
 impl From<Error> for Failure {
     fn from(error: Error) -> Failure {
         Failure::Error(error)

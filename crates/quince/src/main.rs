@@ -2,6 +2,7 @@
 //!
 //! All printing is here; everything that is computed is computed in the libraries.
 
+mod allocating;
 mod arrays;
 mod bundling;
 mod cli;

@@ -1,15 +1,16 @@
 //! `quince compress`: compresses the weights of a package that exists.
 
 use super::convert::Compression;
+use crate::allocating;
 use crate::bundling::{self, Draft};
 use crate::console::Console;
 use crate::failure::{Failure, Result};
 use crate::loading;
 use crate::options::calibration::CalibrationArgs;
 use crate::options::compression::{self, CompressionArgs};
+use crate::options::recipe::{self, RECIPE};
 use crate::options::target::Units;
 use crate::output::{self, Existing, Output};
-use quince_compress::compress_guided;
 use quince_runtime::Bundle;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -45,22 +46,27 @@ pub struct Args {
 
 /// Compresses, and prints what the rules touched.
 pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
-    let Some(config) = args.compression.config(args.compute_units.devices())? else {
+    let Some(asked) = args.compression.asked(args.compute_units.devices())? else {
         return Err(Failure::usage_hint(
             "found nothing to do, expected a way to compress",
-            "add --wbits 4, --quantize int8 or --sparsity 0.5",
+            "add --wbits 4, --quantize int8, --sparsity 0.5, --target-size 900MB or --recipe FILE",
         ));
     };
     let existing = if args.force { Existing::Replace } else { Existing::Refuse };
     output::vacant(&args.output, existing)?;
     let bundle = Bundle::open(&args.package)?;
     let mut package = bundle.read_package()?;
-    compression::warnings(&config, &args.calibration).iter().for_each(|warning| console.note(&format!("warning: {warning}")));
     let tokenizer = || loading::tokenizer(bundle.directory());
     let beside = output::directory(&args.output);
     let guide = args.calibration.guide(&package.program, tokenizer, beside, console)?;
-    let report = compress_guided(&mut package.program, &config, guide)
+    let tokenizer = loading::tokenizer(bundle.directory())?;
+    let target = allocating::Target { package: &mut package, judged: None, guide, tokenizer };
+    let compressed = allocating::compress(target, asked, console)
         .map_err(|e| e.at(args.package.display()).hint("weights that are compressed already stay as they are"))?;
+    compression::warnings(&compressed.config, &args.calibration)
+        .iter()
+        .for_each(|warning| console.note(&format!("warning: {warning}")));
+    let report = compressed.report;
     if report.raised.is_some() {
         console.note("warning: the package now needs iOS 16 or macOS 13: systems before have no compressed weights");
     }
@@ -68,12 +74,13 @@ pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
         None => drop(bundling::write_package(&package, &args.output, console)?),
         Some(manifest) => {
             let staged = Output::create(&args.output, existing)?;
-            let draft = Draft::of_manifest(manifest, bundle.directory());
+            let mut draft = Draft::of_manifest(manifest, bundle.directory());
+            draft.made.insert(RECIPE.to_string(), recipe::text(&compressed.config));
             bundling::write_bundle(&package, draft, &staged.path(), console)?;
             staged.finish()?;
         }
     }
-    let report = Compression::of(&report);
+    let report = Compression::of(&report, compressed.allocation);
     if args.json {
         console.json(&report)?
     } else {

@@ -6,14 +6,16 @@ mod keep;
 mod report;
 
 use self::adapters::AdapterArgs;
+use crate::allocating::{self, Compressed};
 use crate::bundling::{self, Draft};
 use crate::console::Console;
 use crate::failure::{Failure, Result};
 use crate::loading;
 use crate::options::calibration::CalibrationArgs;
-use crate::options::compression::{self, CompressionArgs};
+use crate::options::compression::{self, Asked, CompressionArgs};
 use crate::options::hub::HubArgs;
 use crate::options::pooling::PoolingArg;
+use crate::options::recipe::{self, RECIPE};
 use crate::options::target::{DeploymentTarget, Units};
 use crate::output::{self, Existing, Output};
 use crate::stored;
@@ -21,9 +23,8 @@ use crate::validating::{self, Against};
 use clap::ValueEnum;
 use clap::builder::RangedU64ValueParser;
 use quince_checkpoint::Checkpoint;
-use quince_compress::{OptimizationConfig, Report as Compressed, compress_guided};
 use quince_convert::lower::{FunctionKind, KvCache, LogitsOf, Precision, Target};
-use quince_convert::{Converted, FunctionName, Options, ShapesKind, convert_with};
+use quince_convert::{Adapters, Converted, FunctionName, Options, ShapesKind, convert_with};
 use quince_lint::COMPUTE_UNITS_KEY;
 use quince_mil::Program;
 use quince_mlpackage::{Package, is_compiled};
@@ -211,13 +212,13 @@ pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
         return compiled::run(args, console);
     }
     let start = Instant::now();
-    let config = args.compression.config(args.compute_units.devices())?;
+    let asked = args.compression.asked(args.compute_units.devices())?;
     let existing = if args.force { Existing::Replace } else { Existing::Refuse };
     output::vacant(&args.output, existing)?;
     // Asked here only to name the option: the conversion would refuse it too.
     Target::of_units(args.compute_units.into()).map_err(|e| Failure::Usage(e.at("--compute-units")))?;
     args.check()?;
-    args.calibration.check(config.as_ref())?;
+    args.calibration.check(asked.as_ref().map(Asked::config).as_ref())?;
     let model = args.hub.path(&args.model, console)?;
     let original = Checkpoint::open(&model)?;
     let opened = args.adapters.open(&args.functions())?;
@@ -235,17 +236,16 @@ pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
         true => Some(keep::keep(&checkpoint, &mut converted.program)?),
         false => None,
     };
-    if let Some(config) = &config {
-        warnings.extend(compression::warnings(config, &args.calibration));
-    }
-    let compressed =
-        config.map(|config| compressed(args, &config, &checkpoint, &mut converted.program, console)).transpose()?;
-    warnings.iter().for_each(|warning| console.note(&format!("warning: {warning}")));
-    let mut report = Report::new(&args.output, &checkpoint, &converted, compressed.as_ref(), warnings);
-    report.kept(kept);
-    report.adapted(opened.reported(&converted.functions));
     let mut package = Package::new(std::mem::take(&mut converted.program));
     describe(&mut package, &converted, args.compute_units);
+    let compressed =
+        asked.map(|asked| compressed(args, asked, &checkpoint, &adapters, &mut package, console)).transpose()?;
+    converted.program = package.program.clone();
+    let (compression, recipe) = told(args, compressed, &mut warnings);
+    warnings.iter().for_each(|warning| console.note(&format!("warning: {warning}")));
+    let mut report = Report::new(&args.output, &checkpoint, &converted, compression, warnings);
+    report.kept(kept);
+    report.adapted(opened.reported(&converted.functions));
     let validation = match is_package(&args.output) {
         true => {
             report.wrote(bundling::write_package(&package, &args.output, console)?);
@@ -256,6 +256,7 @@ pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
             let cache = cache_layout(&converted, &package.program);
             let mut draft = Draft::of_checkpoint(&checkpoint, converted.semantic.architecture, cache)?;
             draft.adapters = opened.entries(&converted.functions)?;
+            draft.made.extend(recipe.map(|text| (RECIPE.to_string(), text)));
             let (written, mut manifest) = bundling::write_bundle(&package, draft, &staged.path(), console)?;
             report.wrote(written);
             let validation = validation(args, &checkpoint, &staged.path(), console)?;
@@ -290,17 +291,37 @@ impl Args {
     }
 }
 
-/// Compresses a program, by what its weights are multiplied with if that is asked for.
+/// Compresses the program of a package, by what its weights are multiplied with if that is asked for.
 fn compressed(
     args: &Args,
-    config: &OptimizationConfig,
+    asked: Asked,
     checkpoint: &Checkpoint,
-    program: &mut Program,
+    adapters: &Adapters,
+    package: &mut Package,
     console: &Console,
 ) -> Result<Compressed> {
     let tokenizer = || loading::tokenizer_of(checkpoint);
-    let guide = args.calibration.guide(program, tokenizer, output::directory(&args.output), console)?;
-    Ok(compress_guided(program, config, guide)?)
+    let guide = args.calibration.guide(&package.program, tokenizer, output::directory(&args.output), console)?;
+    let (mut judged, mut tokenizer) = (None, None);
+    if matches!(asked, Asked::Search(_)) {
+        tokenizer = loading::tokenizer_of(checkpoint)?;
+        // Whole texts are run at once by a function without a cache.
+        let options = Options { functions: vec![FunctionName::Full], kv_cache: KvCache::None, ..args.options() };
+        judged = convert_with(checkpoint, adapters, &options).ok().map(|converted| converted.program);
+    }
+    allocating::compress(allocating::Target { package, judged: judged.as_ref(), guide, tokenizer }, asked, console)
+}
+
+/// What was compressed, for the report; and the recipe, for the bundle.
+fn told(
+    args: &Args,
+    compressed: Option<Compressed>,
+    warnings: &mut Vec<String>,
+) -> (Option<Compression>, Option<String>) {
+    let Some(compressed) = compressed else { return (None, None) };
+    warnings.extend(compression::warnings(&compressed.config, &args.calibration));
+    let text = recipe::text(&compressed.config);
+    (Some(Compression::of(&compressed.report, compressed.allocation)), Some(text))
 }
 
 /// The validation of what was written, if it was asked for.

@@ -45,6 +45,7 @@ table! {
     plan: Plan;
     compress: Compress;
     calibrate: Calibrate;
+    sweep: Sweep;
     print: Print;
     ops: Ops;
     completions: Completions;

@@ -1,156 +1,110 @@
-//! How weights are compressed: the options of `convert` and `compress`, and the rules that they mean.
+//! How weights are compressed: the options of `convert` and `compress`, and what they mean.
 
+use super::recipe;
+pub use super::scheme::Devices;
+use super::scheme::{DEVICE_GROUP_SIZES, SchemeArgs};
 use crate::failure::{Failure, Result};
 use crate::options::calibration::CalibrationArgs;
-use clap::ValueEnum;
-use quince_compress::{
-    ClusterDim, Granularity, Linear, LinearDType, LinearMode, Nbits, OptimizationConfig, Palette, PaletteMode, Pruning,
-    Rule, Scheme, Selector, Sparse, SparseLinear, SparsePalette, TableType, VectorPalette,
-};
-
-/// Output channels that share a lookup table if none are asked for; coremltools' default.
-const GROUP_SIZE: usize = 32;
-/// Input channels that share a scale if none are asked for; coremltools' default.
-const BLOCK_SIZE: usize = 32;
-/// Group sizes that the Neural Engine and the GPU take.
-const DEVICE_GROUP_SIZES: &[usize] = &[8, 16, 32, 64];
+use quince_compress::{Nbits, OptimizationConfig, Palette, Rule, Scheme, Selector};
+use quince_sweep::Budget;
+use std::path::PathBuf;
 
 /// As typed.
 #[derive(clap::Args)]
 #[command(next_help_heading = "Compression")]
 pub struct CompressionArgs {
-    /// Palettize weights to this many bits: 1, 2, 3, 4, 6 or 8
-    #[arg(long, value_name = "N", conflicts_with = "quantize")]
-    wbits: Option<usize>,
-    /// How the lookup table of a palette is chosen; kmeans has the least squared error there is
-    #[arg(long, value_name = "MODE", default_value = "kmeans")]
-    palett_mode: PaletteModeArg,
-    /// What shares a lookup table: the weight, or a group of its output channels. Grouped if a group size is given
-    #[arg(long, value_name = "WHAT")]
-    palett_granularity: Option<PaletteGranularityArg>,
-    /// Output channels that share a lookup table
-    #[arg(long, value_name = "G")]
-    palett_group_size: Option<usize>,
-    /// Output channels that share an index into a table of vectors: 2 or 4. Bits per weight are those of the index
-    /// divided by it
-    #[arg(long, value_name = "V")]
-    palett_cluster_dim: Option<usize>,
-    /// Give each output channel a scale of its own, folded into a lookup table of its own
-    #[arg(long)]
-    palett_per_channel_scale: bool,
-    /// How the entries of lookup tables are stored: as the weight's floats, or as int8 with a scale for each table
-    #[arg(long, value_name = "TYPE")]
-    palett_lut_dtype: Option<TableArg>,
-    /// Quantize weights to this integer type
-    #[arg(long, value_name = "TYPE")]
-    quantize: Option<QuantizeArg>,
-    /// Where the range lies: symmetric about zero, from the least to the greatest element, or symmetric and cut off where
-    /// the squared error is least
-    #[arg(long, value_name = "MODE", default_value = "linear_symmetric", requires = "quantize")]
-    quantize_mode: QuantizeModeArg,
-    /// What shares a scale. Per block if a block size is given, else per channel
-    #[arg(long, value_name = "WHAT", requires = "quantize")]
-    quantize_granularity: Option<QuantizeGranularityArg>,
-    /// Input channels of an output channel that share a scale
-    #[arg(long, value_name = "B", requires = "quantize")]
-    quantize_block_size: Option<usize>,
-    /// Make this share of each weight zero, the least magnitudes, and store the rest: alone, palettized, or quantized
-    #[arg(long, value_name = "SHARE")]
-    sparsity: Option<f64>,
-    /// Make N of each M neighbouring input channels zero
-    #[arg(long, value_name = "N:M", conflicts_with = "sparsity")]
-    sparsity_n_m: Option<String>,
-    /// Make elements whose magnitude is below this zero
-    #[arg(long, value_name = "X", conflicts_with_all = ["sparsity", "sparsity_n_m"])]
-    sparsity_threshold: Option<f64>,
+    #[command(flatten)]
+    scheme: SchemeArgs,
     /// Bits of palettes by part of the model (embed, attention, mlp, lm_head, norm, other) or by a pattern of weight
     /// names, `none` for no compression: attention=6,mlp=4,*.layers.0.*=8. The rest is as --wbits says
     #[arg(long, value_name = "PART=N,...", conflicts_with = "quantize")]
     mixed_precision: Option<String>,
+    /// Which weight gets what, from a YAML file; bundles with compressed weights have theirs in recipe.yaml
+    #[arg(long, value_name = "FILE", conflicts_with_all = [
+        "wbits", "quantize", "mixed_precision", "palett_granularity", "palett_group_size", "palett_cluster_dim",
+        "palett_per_channel_scale", "palett_lut_dtype", "sparsity", "sparsity_n_m", "sparsity_threshold",
+        "target_size", "bits_per_weight",
+    ])]
+    recipe: Option<PathBuf>,
+    /// Choose the bits of each weight so that the package, all its files together, is at most this large and loses least:
+    /// 900MB, 1.5GiB, 800kB. What is lost is measured by running the model
+    #[arg(long, value_name = "SIZE", value_parser = size, conflicts_with_all = ["wbits", "quantize", "mixed_precision"])]
+    target_size: Option<u64>,
+    /// The same for the mean of bits that a weight takes, tables and scales included: 3.5
+    #[arg(long, value_name = "BITS", conflicts_with_all = ["wbits", "quantize", "mixed_precision", "target_size"])]
+    bits_per_weight: Option<f64>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum PaletteModeArg {
-    Kmeans,
-    Uniform,
-    Unique,
+/// How weights are to be compressed.
+#[derive(Clone, Debug)]
+pub enum Asked {
+    /// By these rules.
+    Rules(OptimizationConfig),
+    /// By what loses least within a budget.
+    Search(Ways),
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-#[value(rename_all = "snake_case")]
-enum PaletteGranularityArg {
-    PerTensor,
-    PerGroupedChannel,
+impl Asked {
+    /// The rules as far as they are known: none before a search.
+    pub fn config(&self) -> OptimizationConfig {
+        match self {
+            Asked::Rules(config) => config.clone(),
+            Asked::Search(_) => {
+                OptimizationConfig { rules: Vec::new(), weight_threshold: OptimizationConfig::WEIGHT_THRESHOLD }
+            }
+        }
+    }
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum QuantizeArg {
-    Int8,
-    Uint8,
-    Int4,
-    Uint4,
-    #[value(name = "fp8e4m3fn", alias = "fp8")]
-    Fp8E4M3,
-    #[value(name = "fp8e5m2")]
-    Fp8E5M2,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum TableArg {
-    #[value(alias = "float16", alias = "float32")]
-    Float,
-    Int8,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-#[value(rename_all = "snake_case")]
-enum QuantizeModeArg {
-    LinearSymmetric,
-    Linear,
-    #[value(alias = "linear_symmetric_with_clipping")]
-    SymmetricWithClipping,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum QuantizeGranularityArg {
-    #[value(name = "per_tensor")]
-    Tensor,
-    #[value(name = "per_channel")]
-    Channel,
-    #[value(name = "per_block")]
-    Block,
-}
-
-/// Where a package is to run, as far as that limits compression.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Devices {
-    /// On a GPU or Neural Engine, not only on the processor.
-    pub accelerators: bool,
-    /// On the Neural Engine and not on the GPU.
-    pub only_neural_engine: bool,
+/// The ways to compress a weight that are tried.
+#[derive(Clone, Debug)]
+pub struct Ways {
+    /// What must hold.
+    pub budget: Budget,
+    /// All of them: families of palettes that differ in their bits.
+    pub schemes: Vec<Scheme>,
+    /// The numbers of those that are measured, from few bits to many.
+    pub rungs: Vec<usize>,
 }
 
 impl CompressionArgs {
-    /// The rules; `None` if nothing is to be compressed.
+    /// How weights are to be compressed; `None` if they are not.
     ///
     /// # Errors
-    /// When options contradict each other, or the devices cannot do what is asked for.
-    pub fn config(&self, devices: Devices) -> Result<Option<OptimizationConfig>> {
-        let base = match (self.wbits, self.quantize) {
-            (Some(bits), _) => Some(self.palettized(bits, devices)?),
-            (None, Some(dtype)) => Some(self.quantized(dtype, devices)?),
-            (None, None) => self.pruning()?.map(|pruning| Sparse { pruning }.into()),
+    /// When options contradict each other, the devices cannot do what is asked for, or a recipe cannot be read.
+    pub fn asked(&self, devices: Devices) -> Result<Option<Asked>> {
+        let budget = match (self.target_size, self.bits_per_weight) {
+            (Some(bytes), _) => Some(Budget::Package(bytes)),
+            (None, Some(bits)) if bits > 0.0 && bits.is_finite() => Some(Budget::BitsPerWeight(bits)),
+            (None, Some(bits)) => {
+                return Err(Failure::usage(format!("--bits-per-weight: found {bits}, expected a number above 0")));
+            }
+            (None, None) => None,
         };
+        match (budget, &self.recipe) {
+            (Some(budget), _) => Ok(Some(Asked::Search(self.ways(budget, devices)?))),
+            (None, Some(file)) => Ok(Some(Asked::Rules(recipe::read(file, devices)?))),
+            (None, None) => Ok(self.rules(devices)?.map(Asked::Rules)),
+        }
+    }
+
+    /// Whether anything is asked for.
+    pub fn is_asked(&self, devices: Devices) -> Result<bool> {
+        Ok(self.recipe.is_some() || self.asked(devices)?.is_some())
+    }
+
+    fn rules(&self, devices: Devices) -> Result<Option<OptimizationConfig>> {
+        let base = self.scheme.scheme(devices)?;
         let Some(mixed) = &self.mixed_precision else {
-            if self.wbits.is_none() && self.has_palette_options() {
+            if !self.scheme.has_bits() && self.scheme.has_palette_options() {
                 return Err(Failure::usage_hint("found options of a palette without --wbits", "add --wbits 4"));
             }
             return Ok(base.map(OptimizationConfig::all));
         };
         // Rules give the bits; what else a palette is, is the same for all of them.
         let palette = match base {
-            Some(base) if self.wbits.is_some() => base,
-            _ => self.palettized(8, devices)?,
+            Some(base) if self.scheme.has_bits() => base,
+            _ => self.scheme.palettized(8, devices)?,
         };
         let mut config = OptimizationConfig::all(palette);
         config.rules = base.into_iter().map(|s| Rule { selector: Selector::Default, scheme: Some(s) }).collect();
@@ -158,141 +112,53 @@ impl CompressionArgs {
         Ok(Some(config))
     }
 
-    fn has_palette_options(&self) -> bool {
-        let grouped = self.palett_group_size.is_some() || self.palett_granularity.is_some();
-        let stored = self.palett_cluster_dim.is_some() || self.palett_lut_dtype.is_some();
-        grouped || stored || self.palett_per_channel_scale
-    }
-
-    /// A palette with what goes with it: vectors or sparsity.
-    fn palettized(&self, bits: usize, devices: Devices) -> Result<Scheme> {
-        let palette = self.palette(bits, devices)?;
-        let dim = match self.palett_cluster_dim {
-            None | Some(1) => None,
-            Some(2) => Some(ClusterDim::Two),
-            Some(4) => Some(ClusterDim::Four),
-            Some(found) => return Err(Failure::usage(format!("--palett-cluster-dim: found {found}, expected 2 or 4"))),
+    /// Palettes of all widths: of the groups that are asked for, else of all that GPU and Neural Engine take, because
+    /// large tables are dear for small weights.
+    fn ways(&self, budget: Budget, devices: Devices) -> Result<Ways> {
+        let own = self.scheme.palettized(8, devices)?;
+        let families: Vec<Scheme> = match own {
+            Scheme::Palette(own) if !self.scheme.has_groups() => {
+                let sizes = [Some(16), None].into_iter().chain(DEVICE_GROUP_SIZES.iter().map(|&size| Some(size)));
+                let mut sizes: Vec<Option<usize>> = sizes.collect();
+                sizes.dedup_by_key(|size| *size);
+                sizes.into_iter().map(|group_size| Palette { group_size, ..own }.into()).collect()
+            }
+            own => vec![own],
         };
-        match (dim, self.pruning()?) {
-            (None, None) => Ok(palette.into()),
-            (None, Some(pruning)) => Ok(SparsePalette { palette, pruning }.into()),
-            (Some(_), _) if self.palett_per_channel_scale => Err(Failure::usage_hint(
-                "found --palett-per-channel-scale with --palett-cluster-dim, expected one of them",
-                "a vector spans several channels, whose scales one table cannot hold",
-            )),
-            (Some(dim), None) => Ok(VectorPalette { palette, dim }.into()),
-            (Some(_), Some(_)) => Err(Failure::usage_hint(
-                "found --palett-cluster-dim with sparsity, expected one of them",
-                "a vector of which some elements are zero has no index",
-            )),
+        let mut ways = Ways { budget, schemes: Vec::new(), rungs: Vec::new() };
+        for family in families {
+            let schemes = Nbits::ALL.iter().filter_map(|&nbits| family.with_nbits(nbits));
+            ways.schemes.extend(schemes.filter(|scheme| !ways.schemes.contains(scheme)).collect::<Vec<_>>());
+            // The first family is measured; the others follow from their squared errors.
+            if ways.rungs.is_empty() {
+                ways.rungs = (0..ways.schemes.len()).collect();
+            }
         }
-    }
-
-    /// Integers, of the elements that are not zero if there is sparsity.
-    fn quantized(&self, dtype: QuantizeArg, devices: Devices) -> Result<Scheme> {
-        let linear = self.linear(dtype, devices)?;
-        Ok(match self.pruning()? {
-            None => linear.into(),
-            Some(pruning) => SparseLinear { linear, pruning }.into(),
-        })
-    }
-
-    fn pruning(&self) -> Result<Option<Pruning>> {
-        let (pruning, option) = match (self.sparsity, &self.sparsity_n_m, self.sparsity_threshold) {
-            (Some(sparsity), ..) => (Pruning::magnitude(sparsity), "--sparsity"),
-            (_, Some(ratio), _) => {
-                let numbers = ratio.split_once(':').and_then(|(n, m)| Some((n.parse().ok()?, m.parse().ok()?)));
-                let Some((zeros, of)) = numbers else {
-                    let message = format!("--sparsity-n-m: found `{ratio}`, expected N:M");
-                    return Err(Failure::usage_hint(message, "2:4 makes 2 of 4 neighbours zero"));
-                };
-                (Pruning::ratio(zeros, of), "--sparsity-n-m")
-            }
-            (.., Some(threshold)) => (Pruning::threshold(threshold), "--sparsity-threshold"),
-            _ => return Ok(None),
-        };
-        pruning.map(Some).map_err(|e| Failure::Usage(e.at(option)))
-    }
-
-    fn palette(&self, bits: usize, devices: Devices) -> Result<Palette> {
-        let nbits = Nbits::new(bits).map_err(|e| Failure::Usage(e.at("--wbits")))?;
-        let mode = match self.palett_mode {
-            PaletteModeArg::Kmeans => PaletteMode::KMeans,
-            PaletteModeArg::Uniform => PaletteMode::Uniform,
-            PaletteModeArg::Unique => PaletteMode::Unique,
-        };
-        let group_size = match (self.palett_granularity, self.palett_group_size) {
-            (Some(PaletteGranularityArg::PerTensor), Some(_)) => {
-                return Err(Failure::usage_hint(
-                    "found --palett-group-size with --palett-granularity per_tensor, expected one of them",
-                    "a group size is for per_grouped_channel",
-                ));
-            }
-            (Some(PaletteGranularityArg::PerTensor) | None, None) => None,
-            (Some(PaletteGranularityArg::PerGroupedChannel), None) => Some(GROUP_SIZE),
-            (_, Some(size)) => Some(size),
-        };
-        if let Some(size) = group_size {
-            check_group_size(size, devices)?;
-        }
-        let group_size = if self.palett_per_channel_scale { Some(1) } else { group_size };
-        let table = match self.palett_lut_dtype {
-            Some(TableArg::Int8) => TableType::Int8,
-            Some(TableArg::Float) | None => TableType::Float,
-        };
-        Ok(Palette { nbits, mode, group_size, table })
-    }
-
-    fn linear(&self, dtype: QuantizeArg, devices: Devices) -> Result<Linear> {
-        let dtype = match dtype {
-            QuantizeArg::Int8 => LinearDType::Int8,
-            QuantizeArg::Uint8 => LinearDType::UInt8,
-            QuantizeArg::Int4 => LinearDType::Int4,
-            QuantizeArg::Uint4 => LinearDType::UInt4,
-            QuantizeArg::Fp8E4M3 | QuantizeArg::Fp8E5M2 => {
-                return Err(Failure::usage_hint(
-                    "--quantize: found fp8, which no deployment target up to iOS 26 and macOS 26 has, expected integers",
-                    "int8 takes as many bytes; --wbits 8 has the values that suit a weight best",
-                ));
-            }
-        };
-        let mode = match self.quantize_mode {
-            QuantizeModeArg::LinearSymmetric => LinearMode::Symmetric,
-            QuantizeModeArg::Linear => LinearMode::Asymmetric,
-            QuantizeModeArg::SymmetricWithClipping => LinearMode::SymmetricClipped,
-        };
-        use QuantizeGranularityArg::{Block, Channel, Tensor};
-        let granularity = match (self.quantize_granularity, self.quantize_block_size) {
-            (Some(Tensor | Channel), Some(_)) => {
-                return Err(Failure::usage("found --quantize-block-size with another granularity, expected per_block"));
-            }
-            (Some(Tensor), None) => Granularity::PerTensor,
-            (Some(Channel) | None, None) => Granularity::PerChannel,
-            (Some(Block), None) => Granularity::PerBlock(BLOCK_SIZE),
-            (_, Some(0)) => return Err(Failure::usage("--quantize-block-size: found 0, expected at least 1")),
-            (_, Some(size)) => Granularity::PerBlock(size),
-        };
-        if devices.only_neural_engine && matches!(granularity, Granularity::PerBlock(_)) {
-            return Err(Failure::usage_hint(
-                "found weights quantized per block for the Neural Engine, which does not run them",
-                "quantize per_channel, or palettize with --wbits 4 --palett-group-size 16",
-            ));
-        }
-        Ok(Linear { dtype, mode, granularity })
+        Ok(ways)
     }
 }
 
-fn check_group_size(size: usize, devices: Devices) -> Result<()> {
-    if size == 0 {
-        return Err(Failure::usage("--palett-group-size: found 0, expected at least 1"));
+/// A number of bytes: `900MB`, `1.5GiB`, `800000`.
+fn size(text: &str) -> Result<u64, String> {
+    const UNITS: &[(&str, f64)] = &[
+        ("kib", 1024.0),
+        ("mib", 1024.0 * 1024.0),
+        ("gib", 1024.0 * 1024.0 * 1024.0),
+        ("kb", 1e3),
+        ("mb", 1e6),
+        ("gb", 1e9),
+        ("b", 1.0),
+        ("", 1.0),
+    ];
+    let lower = text.trim().to_ascii_lowercase();
+    let found = UNITS.iter().find_map(|(unit, factor)| {
+        let number: f64 = lower.strip_suffix(unit)?.trim().parse().ok()?;
+        (number > 0.0 && number.is_finite()).then_some(number * factor)
+    });
+    match found {
+        Some(bytes) if bytes >= 1.0 && bytes < u64::MAX as f64 => Ok(bytes as u64),
+        _ => Err(format!("found `{text}`, expected a size such as 900MB, 1.5GiB or 800000")),
     }
-    if devices.accelerators && !DEVICE_GROUP_SIZES.contains(&size) {
-        return Err(Failure::usage_hint(
-            format!("--palett-group-size: found {size}, expected 8, 16, 32 or 64, which GPU and Neural Engine take"),
-            "--compute-units cpuOnly takes any size",
-        ));
-    }
-    Ok(())
 }
 
 /// What people should know before they ship weights compressed so.
@@ -322,7 +188,7 @@ mod tests {
     fn rules(line: &str) -> Result<Vec<String>, String> {
         let line = Line::try_parse_from(std::iter::once("x").chain(line.split(' ').filter(|word| !word.is_empty())));
         let args = line.map_err(|e| e.to_string())?.args;
-        let config = args.config(ANYWHERE).map_err(|e| format!("{e:?}"))?;
+        let config = args.rules(ANYWHERE).map_err(|e| format!("{e:?}"))?;
         let show = |rule: Rule| format!("{}: {}", rule.selector, rule.scheme.map_or("-".into(), |s| s.to_string()));
         Ok(config.map_or(Vec::new(), |config| config.rules.into_iter().map(show).collect()))
     }
@@ -396,6 +262,41 @@ mod tests {
             "--mixed-precision attention=4 --quantize int8",
         ] {
             assert!(rules(line).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn sizes_are_numbers_with_units() {
+        for (text, expected) in [
+            ("900MB", Ok(900_000_000)),
+            ("1.5 GiB", Ok(3 << 29)),
+            ("800000", Ok(800_000)),
+            ("12kb", Ok(12_000)),
+            ("MB", Err(())),
+            ("-1MB", Err(())),
+            ("1e300GB", Err(())),
+            ("nanMB", Err(())),
+        ] {
+            assert_eq!(size(text).map_err(|_| ()), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_budget_tries_palettes_of_all_widths() {
+        let ways = |line: &str| {
+            let line = Line::try_parse_from(["x"].into_iter().chain(line.split(' '))).map_err(|e| e.to_string())?;
+            match line.args.asked(ANYWHERE) {
+                Ok(Some(Asked::Search(ways))) => Ok(ways),
+                other => Err(format!("{other:?}")),
+            }
+        };
+        let found = ways("--target-size 900MB --palett-group-size 32").unwrap();
+        assert_eq!((found.budget, found.schemes.len(), found.rungs.len()), (Budget::Package(900_000_000), 6, 6));
+        let found = ways("--bits-per-weight 3.5").unwrap();
+        assert_eq!((found.budget, found.schemes.len(), found.rungs.len()), (Budget::BitsPerWeight(3.5), 30, 6));
+        assert!(found.schemes[0].to_string().ends_with("groups of 16"));
+        for line in ["--bits-per-weight 0", "--target-size 900MB --wbits 4", "--target-size 1MB --bits-per-weight 3"] {
+            assert!(ways(line).is_err(), "{line}");
         }
     }
 }

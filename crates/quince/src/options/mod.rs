@@ -8,5 +8,8 @@ pub mod engine;
 pub mod hub;
 pub mod limits;
 pub mod pooling;
+pub mod recipe;
 pub mod sampling;
+pub mod scheme;
 pub mod target;
+mod yaml;

@@ -73,7 +73,7 @@ impl Report {
 impl Args {
     /// An option that was given and says how a checkpoint is converted.
     fn for_checkpoints(&self) -> Result<Option<&'static str>> {
-        let compressed = self.compression.config(self.compute_units.devices())?.is_some();
+        let compressed = self.compression.is_asked(self.compute_units.devices())?;
         let given = [
             ("--functions", !self.functions.is_empty()),
             ("--context", self.context.is_some()),

@@ -2,12 +2,13 @@
 
 use super::adapters::Reported;
 use super::keep::Kept;
+use crate::allocating::Allocation;
 use crate::console::table;
 use crate::stored;
 use crate::units;
 use crate::validating;
 use quince_checkpoint::Checkpoint;
-use quince_compress::{Report as Compressed, RuleReport};
+use quince_compress::{Report as Compressed, RuleReport, Selector};
 use quince_convert::Converted;
 use quince_convert::lower::{FunctionKind, KvCache, Length};
 use quince_mlpackage::Written;
@@ -61,11 +62,16 @@ struct Component {
 pub struct Compression {
     rules: Vec<Rule>,
     left: Vec<Left>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    allocation: Option<Allocation>,
 }
 
-#[derive(Serialize)]
+#[derive(Clone, Serialize)]
 struct Rule {
     selector: String,
+    /// Whether it is about one name.
+    #[serde(skip)]
+    single: bool,
     scheme: String,
     weights: usize,
     calibrated: usize,
@@ -97,7 +103,7 @@ impl Report {
         output: &Path,
         checkpoint: &Checkpoint,
         converted: &Converted,
-        compressed: Option<&Compressed>,
+        compression: Option<Compression>,
         warnings: Vec<String>,
     ) -> Report {
         let functions = converted.functions.iter().map(|function| Function {
@@ -130,7 +136,7 @@ impl Report {
             model_bytes: 0,
             weight_bytes: 0,
             components: components.collect(),
-            compression: compressed.map(Compression::of),
+            compression,
             kept: None,
             adapters: Vec::new(),
             warnings,
@@ -209,10 +215,11 @@ impl Report {
 }
 
 impl Compression {
-    /// As the pass reports it.
-    pub fn of(report: &Compressed) -> Compression {
+    /// As the pass reports it, with what was found if its rules were looked for.
+    pub fn of(report: &Compressed, allocation: Option<Allocation>) -> Compression {
         let rule = |rule: &RuleReport| Rule {
             selector: rule.selector.to_string(),
+            single: matches!(&rule.selector, Selector::Name(name) if !name.contains('*')),
             scheme: rule.scheme.map_or("not compressed".to_string(), |scheme| scheme.to_string()),
             weights: rule.weights,
             calibrated: rule.calibrated,
@@ -221,7 +228,8 @@ impl Compression {
             bytes_after: rule.bytes_after,
         };
         let left = |(weight, reason): &(String, String)| Left { weight: weight.clone(), reason: reason.clone() };
-        Compression { rules: report.rules.iter().map(rule).collect(), left: report.left.iter().map(left).collect() }
+        let rules = report.rules.iter().map(rule).collect();
+        Compression { rules, left: report.left.iter().map(left).collect(), allocation }
     }
 
     /// For people.
@@ -234,10 +242,32 @@ impl Compression {
             };
             vec![rule.selector.clone(), rule.scheme.clone(), weights, before, after]
         };
-        let mut text = table(&["rule", "scheme", "weights", "before", "after"], &[2, 3, 4], self.rules.iter().map(row));
+        let mut text =
+            table(&["rule", "scheme", "weights", "before", "after"], &[2, 3, 4], shown(&self.rules).iter().map(row));
         for left in &self.left {
             text += &format!("left as it is: {}: {}\n", left.weight, left.reason);
         }
+        text += &self.allocation.as_ref().map_or(String::new(), Allocation::text);
         text
     }
+}
+
+/// Rules as a table has them: those for a single weight each are one for each scheme.
+fn shown(rules: &[Rule]) -> Vec<Rule> {
+    let mut shown: Vec<Rule> = Vec::new();
+    for rule in rules {
+        let known = shown.iter_mut().find(|known| rule.single && known.single && known.scheme == rule.scheme);
+        match known {
+            None => shown.push(rule.clone()),
+            Some(known) => {
+                known.selector = format!("{} by name", known.weights + rule.weights);
+                known.weights += rule.weights;
+                known.calibrated += rule.calibrated;
+                known.parameters += rule.parameters;
+                known.bytes_before += rule.bytes_before;
+                known.bytes_after += rule.bytes_after;
+            }
+        }
+    }
+    shown
 }
