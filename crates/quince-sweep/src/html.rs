@@ -6,6 +6,11 @@ use std::fmt::Write;
 
 const STYLE: &str = include_str!("html/page.css");
 
+/// The plot in which nothing is best: what is small is not what is fast.
+const SPEED: &str = "speed";
+/// KL divergences below this are rounding.
+const ROUNDING: f64 = 1e-7;
+
 /// The page.
 pub fn html(report: &SweepReport) -> String {
     let title = format!("Compression of {}", escaped(&report.model));
@@ -28,7 +33,10 @@ pub fn html(report: &SweepReport) -> String {
         "Quality against size",
         "KL divergence from the uncompressed model: lower is better. The dashed line joins the variants that no other is \
          both smaller and better than.",
-        &scatter(report, "kl", "KL divergence in nats per token", |outcome| Some(outcome.quality.kl)),
+        &scatter(report, "kl", "KL divergence in nats per token", |outcome| {
+            // The uncompressed model differs from itself by rounding at most.
+            Some(outcome.quality.kl).filter(|kl| *kl > ROUNDING)
+        }),
     );
     section(
         &mut page,
@@ -40,7 +48,7 @@ pub fn html(report: &SweepReport) -> String {
         &mut page,
         "Speed against size",
         "The median time of a call that decodes one token, on the machine that ran the sweep; a phone is another machine.",
-        &scatter(report, "speed", "milliseconds per token", |outcome| outcome.decode_ms),
+        &scatter(report, SPEED, "milliseconds per token", |outcome| outcome.decode_ms),
     );
     let parts: Vec<(String, f64)> = report.parts.iter().map(|part| (part.part.clone(), part.kl)).collect();
     let scheme = report.parts.first().map_or("", |part| part.scheme.as_str());
@@ -82,14 +90,17 @@ fn section(page: &mut String, title: &str, text: &str, svg: &str) {
 }
 
 fn scatter(report: &SweepReport, id: &str, y: &str, value: fn(&Outcome) -> Option<f64>) -> String {
+    // A family looks the same in every plot.
     let mut series: Vec<String> = Vec::new();
+    for outcome in &report.variants {
+        if !series.contains(&outcome.family) {
+            series.push(outcome.family.clone());
+        }
+    }
     let mut points = Vec::new();
     for outcome in &report.variants {
         let Some(found) = value(outcome) else { continue };
-        let number = series.iter().position(|known| *known == outcome.family).unwrap_or_else(|| {
-            series.push(outcome.family.clone());
-            series.len() - 1
-        });
+        let number = series.iter().position(|known| *known == outcome.family).unwrap_or_default();
         let size = megabytes(outcome.package_bytes);
         points.push(Point {
             x: outcome.package_bytes as f64 / 1e6,
@@ -97,7 +108,7 @@ fn scatter(report: &SweepReport, id: &str, y: &str, value: fn(&Outcome) -> Optio
             label: outcome.name.clone(),
             told: format!("{}: {size}, {y} {found:.4}", outcome.name),
             series: number,
-            best: report.is_on_front(outcome),
+            best: id != SPEED && report.is_on_front(outcome),
         });
     }
     let title = format!("{y} against size");

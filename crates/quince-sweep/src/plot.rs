@@ -6,6 +6,8 @@ const WIDTH: f64 = 720.0;
 const HEIGHT: f64 = 380.0;
 /// Left, right, above and below the plot itself.
 const MARGINS: [f64; 4] = [76.0, 150.0, 16.0, 52.0];
+/// About as wide and as high as a label is.
+const LABEL: [f64; 2] = [58.0, 14.0];
 /// Colours that the page has.
 const COLOURS: usize = 6;
 
@@ -57,15 +59,23 @@ impl Scatter<'_> {
             points.iter().filter(|p| p.best).map(|p| (x.place(p.x), y.place(p.y.log10()))).collect();
         best.sort_by(|a, b| a.0.total_cmp(&b.0));
         let line: Vec<String> = best.iter().map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
-        let _ = writeln!(svg, r#"<polyline class="front" points="{}"/>"#, line.join(" "));
+        if line.len() > 1 {
+            let _ = writeln!(svg, r#"<polyline class="front" points="{}"/>"#, line.join(" "));
+        }
+        let mut labels: Vec<(f64, f64)> = Vec::new();
         for point in &points {
             let (px, py) = (x.place(point.x), y.place(point.y.log10()));
             let _ = writeln!(svg, "<g><title>{}</title>{}", escaped(&point.told), mark(point.series, px, py));
             if point.best {
-                let _ = write!(svg, r#"<circle class="ring" cx="{px:.1}" cy="{py:.1}" r="9"/>"#);
+                let _ = writeln!(svg, r#"<circle class="ring" cx="{px:.1}" cy="{py:.1}" r="9"/>"#);
             }
-            let _ =
-                writeln!(svg, r#"<text x="{:.1}" y="{:.1}">{}</text></g>"#, px + 11.0, py - 7.0, escaped(&point.label));
+            // Where labels would lie on each other the first is enough: all are in the table.
+            if !labels.iter().any(|(x, y)| (x - px).abs() < LABEL[0] && (y - py).abs() < LABEL[1]) {
+                labels.push((px, py));
+                let _ =
+                    write!(svg, r#"<text x="{:.1}" y="{:.1}">{}</text>"#, px + 11.0, py - 7.0, escaped(&point.label));
+            }
+            svg += "</g>\n";
         }
         self.legend(&mut svg);
         svg + "</svg>\n"
@@ -112,6 +122,9 @@ impl Scatter<'_> {
                 at + 4.0,
                 escaped(name)
             );
+        }
+        if !self.points.iter().any(|point| point.best) {
+            return;
         }
         let at = MARGINS[2] + 10.0 + self.series.len() as f64 * 22.0;
         let _ = writeln!(svg, r#"<circle class="ring" cx="{left}" cy="{at}" r="7"/>"#);

@@ -118,6 +118,24 @@ pub struct Measured {
 }
 
 impl Sensitivities {
+    /// What parts of the model lose by one scheme: as many parts as the effort allows runs, weights or neighbouring layers.
+    ///
+    /// # Errors
+    /// What the engine reports.
+    pub fn of_parts(
+        (program, judge, guide): (&Program, &Judge, Option<&Arc<dyn Guide>>),
+        candidates: &[Candidate],
+        scheme: Scheme,
+        effort: Effort,
+    ) -> Result<Vec<Measured>> {
+        let (units, _) = plan(candidates, &[scheme], &[0], scheme.bits(), effort);
+        let run = |unit: Vec<usize>| {
+            let measure = alone((program, judge, guide), candidates, &unit, scheme)?;
+            Ok(Measured { candidates: unit, scheme, measure })
+        };
+        units.into_iter().map(run).collect()
+    }
+
     /// What is known without running the model: the squared error of each weight beside its squares.
     ///
     /// # Errors

@@ -128,7 +128,7 @@ pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
             console.note(&format!("{} ...", job.name()));
             match job {
                 Job::Variant(variant) => save(&result_path(args, job.name()), &workshop.variant(variant, console)?)?,
-                Job::Parts => save(&result_path(args, job.name()), &workshop.parts(&plan, console)?)?,
+                Job::Parts => save(&result_path(args, job.name()), &workshop.parts(&plan)?)?,
             }
         }
     }

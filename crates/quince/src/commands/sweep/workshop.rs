@@ -112,19 +112,13 @@ impl<'a> Workshop<'a> {
     ///
     /// # Errors
     /// What the engine reports.
-    pub fn parts(&self, plan: &Plan, _console: &Console) -> Result<Vec<PartLoss>> {
+    pub fn parts(&self, plan: &Plan) -> Result<Vec<PartLoss>> {
         let Some(scheme) = plan.smallest() else { return Ok(Vec::new()) };
         let weights = candidates(&self.full, &[scheme])?;
-        let found = Sensitivities::measure(
-            (&self.full, &self.judge, self.guide.as_ref()),
-            &weights,
-            (&[scheme], &[0], scheme.bits()),
-            Effort { runs: PART_RUNS },
-            &mut |_, _| {},
-        )?;
+        let shared = (&self.full, &self.judge, self.guide.as_ref());
+        let found = Sensitivities::of_parts(shared, &weights, scheme, Effort { runs: PART_RUNS })?;
         let name = |i: &usize| weights[*i].name.as_str();
         let mut parts: Vec<(Option<usize>, PartLoss)> = found
-            .measured
             .iter()
             .map(|run| {
                 let names: Vec<&str> = run.candidates.iter().map(name).collect();
