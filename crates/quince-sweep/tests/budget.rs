@@ -79,7 +79,10 @@ fn weights_of_a_package_go_into_another_function() {
     let expected = judge(&full).judge(other.clone()).unwrap();
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("a.mlpackage");
-    Package::new(shipped).write(&path, &mut |_| Ok(())).unwrap();
+    let measured = size(&shipped).unwrap();
+    let written = Package::new(shipped).write(&path, &mut |_| Ok(())).unwrap();
+    let manifest = std::fs::metadata(path.join("Manifest.json")).unwrap().len();
+    assert_eq!(measured, written.model_bytes + written.weight_bytes + manifest);
     graft(&mut other, &Package::read(&path).unwrap().program).unwrap();
     assert_eq!(judge(&full).judge(other).unwrap(), expected);
     assert!(graft(&mut full.clone(), &Program::default()).is_ok());

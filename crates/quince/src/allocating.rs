@@ -22,8 +22,6 @@ const RUN: u64 = 4_000_000_000;
 const CALIBRATED: u64 = 50_000_000;
 /// Tokens of a text that a decoder writes.
 const LENGTH: usize = 256;
-/// Tokens of a sentence that an encoder is run on.
-const SENTENCE: usize = 48;
 
 /// What is compressed.
 pub struct Target<'a> {
@@ -131,15 +129,18 @@ fn windows(
     console: &Console,
 ) -> Result<Option<Vec<Vec<u32>>>> {
     let engine = Arc::new(Engine::load(judged.clone(), options.clone())?);
+    let tokenizer = target.tokenizer.as_ref();
     if let Ok(mut decoder) = Decoder::new(engine.clone()) {
-        return Ok(Some(written(&mut decoder, target.tokenizer.as_ref(), tokens, console)?.windows));
+        let Some(tokenizer) = tokenizer else { return Ok(Some(written(&mut decoder, None, tokens, console)?.windows)) };
+        // What the model is used to, and what it is not: a choice that is good for one only is not good.
+        let mut texts = written(&mut decoder, Some(tokenizer), tokens / 2, console)?;
+        let length = texts.windows.iter().map(Vec::len).max().unwrap_or(2);
+        texts.windows.extend(Texts::of_text(Texts::BUILT_IN, tokenizer, length, tokens / 2)?.windows);
+        return Ok(Some(texts.windows));
     }
-    let Ok(encoder) = Embedder::new(engine) else { return Ok(None) };
-    let (length, vocabulary) = (encoder.shapes().longest().min(SENTENCE), encoder.vocab_size().unwrap_or(1 << 8));
-    // An encoder cannot write: tokens from all over the vocabulary, one golden section apart, stand for sentences.
-    let token = |i: usize| (i as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) % vocabulary.max(1) as u64;
-    let ids: Vec<u32> = (0..tokens).map(|i| token(i) as u32).collect();
-    Ok(Some(ids.chunks(length.max(2)).map(<[u32]>::to_vec).collect()))
+    let (Ok(encoder), Some(tokenizer)) = (Embedder::new(engine), tokenizer) else { return Ok(None) };
+    let length = encoder.shapes().longest().min(LENGTH);
+    Ok(Some(Texts::of_lines(Texts::BUILT_IN, tokenizer, length, tokens)?.windows))
 }
 
 /// What a decoder writes itself.
