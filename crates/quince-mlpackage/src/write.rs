@@ -34,7 +34,7 @@ pub struct Store<'a> {
 /// What becomes of constants.
 enum Blobs {
     /// They are written.
-    File(BlobWriter),
+    File(Box<BlobWriter>),
     /// Only their places are found.
     Places(BlobPlaces),
 }
@@ -42,7 +42,7 @@ enum Blobs {
 impl<'a> Store<'a> {
     /// Creates the weights file.
     pub fn create(path: &Path, on_weight: &'a mut OnWeight<'a>) -> Result<Self> {
-        Ok(Store { blobs: Blobs::File(BlobWriter::create(path)?), sources: HashMap::new(), on_weight })
+        Ok(Store { blobs: Blobs::File(Box::new(BlobWriter::create(path)?)), sources: HashMap::new(), on_weight })
     }
 
     /// Finds out what the weights file would be, without loading a weight.

@@ -47,7 +47,7 @@ pub fn html(report: &SweepReport) -> String {
     section(
         &mut page,
         "Speed against size",
-        "The median time of a call that decodes one token, on the machine that ran the sweep; a phone is another machine.",
+        "The median time of a call that decodes one token, on the machine that ran the sweep and while it did: a hint, no benchmark, and a phone is another machine.",
         &scatter(report, SPEED, "milliseconds per token", |outcome| outcome.decode_ms),
     );
     let parts: Vec<(String, f64)> = report.parts.iter().map(|part| (part.part.clone(), part.kl)).collect();

@@ -177,12 +177,12 @@ impl Sensitivities {
                 found.measured.push(Measured { candidates: able, scheme: schemes[rung], measure });
             }
             curve.finish();
-            for scheme in 0..schemes.len() {
-                let sum: f64 = unit.iter().filter_map(|&i| errors[i][scheme]).sum();
-                for &i in unit {
-                    found.losses[i][scheme] =
-                        errors[i][scheme].map(|error| curve.at(sum) * if sum > 0.0 { error / sum } else { 0.0 });
-                }
+            let sum = |scheme: usize| unit.iter().filter_map(|&i| errors[i][scheme]).sum();
+            let sums: Vec<f64> = (0..schemes.len()).map(sum).collect();
+            for &i in unit {
+                let share = |error: f64, sum: f64| if sum > 0.0 { error / sum } else { 0.0 };
+                let lost = |(error, sum): (&Option<f64>, &f64)| error.map(|error| curve.at(*sum) * share(error, *sum));
+                found.losses[i] = errors[i].iter().zip(&sums).map(lost).collect();
             }
         }
         progress(total, total);

@@ -18,8 +18,11 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::fs;
 use std::io::Write;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 
 /// Compress a model in many ways, judge each, and report which are best
 ///
@@ -123,19 +126,39 @@ pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
         let done = jobs.len() - open.len();
         console.detail(&format!("{} of {} jobs to do, {done} done before or left to others", open.len(), jobs.len()));
         let workshop = Workshop::open(args, &plan, &model, console)?;
-        for job in open {
-            interrupt::check()?;
-            console.note(&format!("{} ...", job.name()));
-            match job {
-                Job::Variant(variant) => save(&result_path(args, job.name()), &workshop.variant(variant, console)?)?,
-                Job::Parts => save(&result_path(args, job.name()), &workshop.parts(&plan)?)?,
-            }
-        }
+        work(args, &plan, &workshop, &open, console)?;
     }
     if args.job.is_some() {
         return Ok(ExitCode::SUCCESS);
     }
     report(args, &plan, &jobs, console)
+}
+
+/// Runs jobs, of a small model two at a time: what one computes alone and what it computes with all threads take turns.
+fn work(args: &Args, plan: &Plan, workshop: &Workshop, open: &[&Job], console: &Console) -> Result<()> {
+    let next = AtomicUsize::new(0);
+    let work = || -> Result<()> {
+        while let Some(job) = open.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let done = interrupt::check().map_err(Failure::from).and_then(|()| {
+                console.note(&format!("{} ...", job.name()));
+                match job {
+                    Job::Variant(variant) => save(&result_path(args, job.name()), &workshop.variant(variant, console)?),
+                    Job::Parts => save(&result_path(args, job.name()), &workshop.parts(plan)?),
+                }
+            });
+            if let Err(error) = done {
+                next.store(open.len(), Ordering::Relaxed);
+                return Err(error);
+            }
+        }
+        Ok(())
+    };
+    thread::scope(|scope| {
+        let others: Vec<_> = (1..workshop.workers()).map(|_| scope.spawn(work)).collect();
+        let own = work();
+        // A panic elsewhere is one here.
+        others.into_iter().map(|other| other.join().unwrap_or_else(|panic| resume_unwind(panic))).fold(own, Result::and)
+    })
 }
 
 /// The directory with the plan of the sweep in it; what an earlier one left must be of the same plan.

@@ -26,12 +26,16 @@ use std::time::{Duration, Instant};
 const MOST_LOGITS: usize = 1 << 28;
 /// Tokens that are decoded to see how fast that is.
 const DECODED: usize = 24;
+/// The most parameters of a model of which several variants are made at a time, and how many.
+const SMALL: u64 = 100_000_000;
+const WORKERS: usize = 2;
 /// How often the model is run to see what its parts lose, at most.
 const PART_RUNS: usize = 24;
 
 /// What the jobs of a sweep share.
 pub struct Workshop<'a> {
     args: &'a Args,
+    workers: usize,
     /// The program of the packages, not compressed.
     program: Program,
     /// The same weights in a function without a cache.
@@ -59,7 +63,9 @@ impl<'a> Workshop<'a> {
         let full =
             convert(&checkpoint, &full).map_err(|e| e.hint("a sweep is for models that continue texts"))?.program;
         let program = convert(&checkpoint, &conversion)?.program;
-        let options = Options { threads: console.threads(), precision: Precision::Default, limits: console.limits() };
+        let workers = if checkpoint.parameters() <= SMALL { WORKERS.min(console.threads()) } else { 1 };
+        let threads = (console.threads() / workers).max(1);
+        let options = Options { threads, precision: Precision::Default, limits: console.limits() };
         let decoder = Decoder::new(Arc::new(Engine::load(full.clone(), options.clone())?))?;
         let tokens = args.tokens.min(MOST_LOGITS / decoder.vocab_size().max(1)).max(2);
         let length = args.length.min(decoder.context());
@@ -68,7 +74,12 @@ impl<'a> Workshop<'a> {
         let text = texts.windows.first().cloned().unwrap_or_default();
         let guide = args.calibration.guide(&program, || Ok(Some(tokenizer)), &args.output, console)?;
         let judge = Judge::new(full.clone(), texts.windows, options.clone())?;
-        Ok(Workshop { args, program, full, judge, guide, options, text })
+        Ok(Workshop { args, workers, program, full, judge, guide, options, text })
+    }
+
+    /// How many jobs run at a time.
+    pub fn workers(&self) -> usize {
+        self.workers
     }
 
     /// Compresses, writes, reads back and judges a variant.
