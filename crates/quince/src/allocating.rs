@@ -18,6 +18,8 @@ use std::sync::Arc;
 /// Tokens that models are compared on, at most and at least, and the multiplications that a run should not be above.
 const TOKENS: (u64, u64) = (512, 1024);
 const RUN: u64 = 4_000_000_000;
+/// One token of so many that a decoder is run on is of a text that it did not write.
+const FOREIGN: usize = 8;
 /// The most parameters of models whose weights are calibrated to see what they lose.
 const CALIBRATED: u64 = 50_000_000;
 /// Tokens of a text that a decoder writes.
@@ -132,10 +134,11 @@ fn windows(
     let tokenizer = target.tokenizer.as_ref();
     if let Ok(mut decoder) = Decoder::new(engine.clone()) {
         let Some(tokenizer) = tokenizer else { return Ok(Some(written(&mut decoder, None, tokens, console)?.windows)) };
-        // What the model is used to, and what it is not: a choice that is good for one only is not good.
-        let mut texts = written(&mut decoder, Some(tokenizer), tokens / 2, console)?;
+        // What the model is used to, and a little that it is not, where more is lost for each token: a choice that is
+        // good for one only is not good.
+        let mut texts = written(&mut decoder, Some(tokenizer), tokens - tokens / FOREIGN, console)?;
         let length = texts.windows.iter().map(Vec::len).max().unwrap_or(2);
-        texts.windows.extend(Texts::of_text(Texts::BUILT_IN, tokenizer, length, tokens / 2)?.windows);
+        texts.windows.extend(Texts::of_text(Texts::BUILT_IN, tokenizer, length, tokens / FOREIGN)?.windows);
         return Ok(Some(texts.windows));
     }
     let (Ok(encoder), Some(tokenizer)) = (Embedder::new(engine), tokenizer) else { return Ok(None) };
