@@ -12,8 +12,8 @@ below 100 MB whatever the shape.
 
 With --layers N only the first N layers have values, and embedding and head if N is not 0. The others are holes in the
 file: they read as zeros and take no disk (a checkpoint of 16 GB may need 1 GB). A conversion of such a checkpoint has the
-memory and the size of a real one, but not its time: zeros are quickly clustered. Take the time from another N and the
-difference between the two.
+memory of a real one, but not its time: zeros are quickly clustered. Nor has it the size: equal weights are stored once.
+Take both from another N and the difference between the two.
 
 The tokenizer is that of models/tiny-llama, with 2048 tokens. The vocabulary of the shape is larger, as it must be for
 the sizes to be right: token ids above 2047 have no text.

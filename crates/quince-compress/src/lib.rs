@@ -38,8 +38,8 @@ mod scheme;
 mod test_weights;
 mod values;
 
-pub use allocate::{Choice, allocate};
 pub use activations::{ActivationMode, ActivationRanges, ActivationReport, quantize_activations};
+pub use allocate::{Choice, allocate};
 pub use bits::Nbits;
 pub use calibrated::{Factor, Guide, Moments};
 pub use component::Component;

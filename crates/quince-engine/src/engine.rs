@@ -64,6 +64,7 @@ pub struct State {
 impl Engine {
     /// Makes a program ready to run: checks it, and nothing else; plans are made when shapes are known.
     pub fn load(program: Program, options: Options) -> Result<Engine> {
+        kernels::Isa::check()?;
         quince_mil::verify::program(&program)?;
         let cores = std::thread::available_parallelism().map_or(1, |n| n.get());
         let threads = if options.threads == 0 { cores } else { options.threads };

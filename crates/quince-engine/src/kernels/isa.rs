@@ -1,6 +1,10 @@
 //! Which instruction set the kernels use: asked once from the processor, or forced by `QUINCE_ISA`.
 
+use quince_tensor::{Result, bail};
 use std::sync::OnceLock;
+
+/// The environment variable that forces a set.
+const VARIABLE: &str = "QUINCE_ISA";
 
 /// A family of vector instructions that kernels are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -22,9 +26,23 @@ impl Isa {
     pub fn detect() -> Isa {
         static CHOSEN: OnceLock<Isa> = OnceLock::new();
         *CHOSEN.get_or_init(|| {
-            let wish = std::env::var("QUINCE_ISA").ok().and_then(|name| Isa::from_name(&name));
+            let wish = std::env::var(VARIABLE).ok().and_then(|name| Isa::from_name(&name));
             wish.filter(|isa| isa.is_available()).unwrap_or_else(Isa::best)
         })
+    }
+
+    /// Refuses a wish that [`Isa::detect`] cannot fulfil.
+    ///
+    /// # Errors
+    /// When `QUINCE_ISA` names no set that this machine can run.
+    pub fn check() -> Result<()> {
+        let Some(wish) = std::env::var_os(VARIABLE) else { return Ok(()) };
+        let available = Isa::available();
+        if available.iter().any(|isa| wish == isa.name()) {
+            return Ok(());
+        }
+        let names: Vec<&str> = available.into_iter().map(Isa::name).collect();
+        bail!("{VARIABLE}: found `{}`, expected one of {}, which this machine has", wish.display(), names.join(", "))
     }
 
     /// Every set that this machine can run, [`Isa::Portable`] first and the best last.

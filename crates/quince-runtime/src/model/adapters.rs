@@ -1,5 +1,6 @@
 //! Adapters that a program keeps apart: functions that are called as others are, with the adapter's name behind.
 
+use quince_mil::names::identifier;
 use quince_mil::{Function, Program};
 use quince_tensor::{Error, Result};
 use std::collections::BTreeSet;
@@ -10,15 +11,19 @@ pub fn adapters(program: &Program) -> Vec<String> {
     names.into_iter().map(str::to_owned).collect()
 }
 
-/// The functions of an adapter, or those without any. A function may also be called as the adapter alone, as in packages
-/// of other tools.
+/// The functions of an adapter, or those without any. The adapter may be called as its directory was, although functions
+/// are identifiers. A function may also be called as the adapter alone, as in packages of other tools.
 ///
 /// # Errors
 /// When there is no such adapter; the error lists those that there are.
 pub(super) fn functions<'a>(program: &'a Program, adapter: Option<&str>) -> Result<Vec<&'a Function>> {
-    let own = |function: &&Function| match adapter {
+    let names = adapter.map(|adapter| [adapter.to_owned(), identifier(adapter)]);
+    let own = |function: &&Function| match &names {
         None => adapter_of(function, program).is_none(),
-        Some(adapter) => function.name == adapter || adapter_of(function, program) == Some(adapter),
+        Some(names) => {
+            names.contains(&function.name)
+                || adapter_of(function, program).is_some_and(|own| names.iter().any(|name| name == own))
+        }
     };
     let found: Vec<&Function> = program.functions.iter().filter(own).collect();
     match (adapter, found.is_empty()) {
@@ -56,6 +61,7 @@ mod tests {
         assert_eq!(of(None), ["decode", "init", "other"]);
         assert_eq!(of(Some("a")), ["decode_a", "init_a"]);
         assert_eq!(of(Some("a_b")), ["decode_a_b", "init_a_b"]);
+        assert_eq!(of(Some("a-b")), ["decode_a_b", "init_a_b"]);
         assert_eq!(of(Some("other")), ["other"]);
         let error = functions(&program, Some("c")).unwrap_err().to_string();
         assert!(error.starts_with("found the adapters a, a_b, expected `c` among them; hint: "), "{error}");
