@@ -194,8 +194,9 @@ impl Pass<'_> {
             self.left.insert(name.to_owned(), reason);
             return Ok(None);
         }
-        if found.table && Component::of(name) != Component::Embed && !named {
-            self.left.insert(name.to_owned(), "a table that is not called an embedding".into());
+        // Rows of experts are gathered where one token chooses among them.
+        if found.table && !matches!(Component::of(name), Component::Embed | Component::Mlp) && !named {
+            self.left.insert(name.to_owned(), "a table that is neither an embedding nor of experts".into());
             return Ok(None);
         }
         let guide = self.guide.clone().filter(|guide| !found.table && guide.knows(weight.name()));
@@ -275,6 +276,7 @@ pub(crate) fn find_use(function: &Function, defs: &Defs, var: Var) -> Option<Use
             "matmul" if is("y") && rank == 2 && !flag("transpose_y") => (Axes { output: 1, input: 0 }, false),
             "matmul" if is("y") && rank == 2 => (rows, false),
             "matmul" if is("x") && rank == 2 && !flag("transpose_x") => (rows, false),
+            "reshape" if is("x") && rank == 2 && multiplies_by_rows(function, defs, operation) => (rows, false),
             _ => return None,
         };
         found = match found {
@@ -285,6 +287,24 @@ pub(crate) fn find_use(function: &Function, defs: &Defs, var: Var) -> Option<Use
         };
     }
     found
+}
+
+/// Whether what an operation makes of a matrix still has its rows, and is only multiplied with, row by row: the matrices
+/// of experts are stored as one.
+fn multiplies_by_rows(function: &Function, defs: &Defs, reshape: &Operation) -> bool {
+    let last = |var: Var| function.ty(var).as_tensor().and_then(|ty| ty.shape.last().cloned());
+    let (Some(from), [to]) = (reshape.var("x"), &reshape.outputs[..]) else { return false };
+    let by_rows = |user: &usize| {
+        let operation = &function.block.operations[*user];
+        let transposed = operation.arg("transpose_y").and_then(|arg| defs.constant(arg)).and_then(|v| v.tensor().ok());
+        let transposed = transposed.and_then(|t| t.to_bools().ok()).is_some_and(|b| b == [true]);
+        operation.op_name() == "matmul"
+            && operation.var("y") == Some(*to)
+            && operation.var("x") != Some(*to)
+            && transposed
+    };
+    let users = defs.users(*to);
+    last(from) == last(*to) && !defs.is_output(*to) && !users.is_empty() && users.iter().all(by_rows)
 }
 
 #[cfg(test)]
