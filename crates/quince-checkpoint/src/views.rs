@@ -20,24 +20,6 @@ pub(crate) fn permuted(inner: &Weight, map: Vec<usize>) -> Result<Weight> {
     Ok(Weight::new(inner.name(), inner.dtype(), inner.shape(), Arc::new(Permuted { inner: inner.clone(), map })))
 }
 
-/// Some rows of a weight, as a weight.
-///
-/// # Errors
-/// When they are not within it.
-pub(crate) fn slice(inner: &Weight, rows: Range<usize>) -> Result<Weight> {
-    let [total, rest @ ..] = inner.shape() else { bail!("found a scalar, expected rows") };
-    if rows.start > rows.end || rows.end > *total {
-        bail!("found {total} rows, expected rows {rows:?} among them");
-    }
-    let shape = [&[rows.len()], rest].concat();
-    Ok(Weight::new(
-        inner.name(),
-        inner.dtype(),
-        &shape,
-        Arc::new(Slice { inner: inner.clone(), start: rows.start, count: rows.len() }),
-    ))
-}
-
 /// Weights of one type on top of each other, along the first axis.
 ///
 /// # Errors
@@ -132,26 +114,6 @@ impl WeightSource for Permuted {
             bytes.extend_from_slice(whole.bytes().get(row * size..(row + 1) * size).unwrap_or_default());
         }
         tensor(&whole, &[&[rows.len()], whole.shape().get(1..).unwrap_or_default()].concat(), bytes)
-    }
-
-    fn streams(&self) -> bool {
-        self.inner.streams()
-    }
-}
-
-struct Slice {
-    inner: Weight,
-    start: usize,
-    count: usize,
-}
-
-impl WeightSource for Slice {
-    fn load(&self) -> Result<Tensor> {
-        self.rows(0..self.count)
-    }
-
-    fn rows(&self, rows: Range<usize>) -> Result<Tensor> {
-        self.inner.rows(self.start + rows.start..self.start + rows.end)
     }
 
     fn streams(&self) -> bool {
@@ -334,8 +296,8 @@ mod tests {
 
     #[test]
     fn slices_and_stacks_are_rows() {
-        assert_eq!(values(&slice(&counted(&[4, 2]), 1..3).unwrap()), [2., 3., 4., 5.]);
-        assert!(slice(&counted(&[4, 2]), 3..5).is_err());
+        assert_eq!(values(&counted(&[4, 2]).slice(1..3).unwrap()), [2., 3., 4., 5.]);
+        assert!(counted(&[4, 2]).slice(3..5).is_err());
         let stack = stacked(vec![counted(&[1, 2]), counted(&[2, 2])]).unwrap();
         assert_eq!(values(&stack), [0., 1., 0., 1., 2., 3.]);
         assert!(stacked(vec![counted(&[1, 2]), counted(&[1, 3])]).is_err());

@@ -180,34 +180,8 @@ pub(crate) fn one_after_the_other(weight: &Weight) -> Result<Weight> {
 /// # Errors
 /// When it has no such rows.
 pub(crate) fn rows_of(weight: &Weight, rows: Range<usize>) -> Result<Weight> {
-    let mut shape = weight.shape().to_vec();
-    match shape.first_mut() {
-        Some(total) if rows.start <= rows.end && rows.end <= *total => *total = rows.len(),
-        _ => bail!("weight `{}` of shape {:?} has no rows {rows:?}", weight.name(), weight.shape()),
-    }
     let name = format!("{}.{}", weight.name(), rows.start);
-    let source = RowsOf { weight: weight.clone(), first: rows.start, count: rows.len() };
-    Ok(Weight::new(&name, weight.dtype(), &shape, Arc::new(source)))
-}
-
-struct RowsOf {
-    weight: Weight,
-    first: usize,
-    count: usize,
-}
-
-impl WeightSource for RowsOf {
-    fn load(&self) -> Result<Tensor> {
-        self.rows(0..self.count)
-    }
-
-    fn rows(&self, rows: Range<usize>) -> Result<Tensor> {
-        self.weight.rows(self.first + rows.start..self.first + rows.end)
-    }
-
-    fn streams(&self) -> bool {
-        self.weight.streams()
-    }
+    Ok(weight.slice(rows)?.renamed(&name))
 }
 
 /// The weight plus one, in float32, because the sum does not fit a smaller type where the weight does.

@@ -102,11 +102,7 @@ impl Weight {
 
     /// Rows along the first axis.
     pub fn rows(&self, rows: Range<usize>) -> Result<Tensor> {
-        let mut shape = self.shape.to_vec();
-        match shape.first_mut() {
-            Some(total) if rows.start <= rows.end && rows.end <= *total => *total = rows.len(),
-            _ => bail!("weight `{}` of shape {:?} has no rows {rows:?}", self.name, self.shape),
-        }
+        let shape = self.shape_of(&rows)?;
         let tensor = self.source.rows(rows).map_err(|e| e.at(format!("weight `{}`", self.name)))?;
         self.checked(tensor, &shape)
     }
@@ -127,6 +123,16 @@ impl Weight {
         (0..total).step_by(rows).try_for_each(|first| f(&self.rows(first..total.min(first + rows))?))
     }
 
+    /// The shape of some rows, which must be there.
+    fn shape_of(&self, rows: &Range<usize>) -> Result<Vec<usize>> {
+        let mut shape = self.shape.to_vec();
+        match shape.first_mut() {
+            Some(total) if rows.start <= rows.end && rows.end <= *total => *total = rows.len(),
+            _ => bail!("weight `{}` of shape {:?} has no rows {rows:?}", self.name, self.shape),
+        }
+        Ok(shape)
+    }
+
     fn checked(&self, tensor: Tensor, shape: &[usize]) -> Result<Tensor> {
         if tensor.dtype() != self.dtype || tensor.shape() != shape {
             bail!("weight `{}`: found {tensor:?}, expected {}{shape:?}", self.name, self.dtype);
@@ -142,6 +148,16 @@ impl Weight {
         }
         let source = Cast { weight: self.clone(), dtype };
         Weight::new(&self.name, dtype, &self.shape, Arc::new(source))
+    }
+
+    /// Some rows along the first axis as a weight, under the same name.
+    ///
+    /// # Errors
+    /// When they are not within it.
+    pub fn slice(&self, rows: Range<usize>) -> Result<Weight> {
+        let shape = self.shape_of(&rows)?;
+        let source = Slice { weight: self.clone(), start: rows.start, count: rows.len() };
+        Ok(Weight::new(&self.name, self.dtype, &shape, Arc::new(source)))
     }
 
     /// The same elements under another shape.
@@ -186,6 +202,24 @@ impl WeightSource for Cast {
     }
     fn rows(&self, rows: Range<usize>) -> Result<Tensor> {
         self.weight.rows(rows)?.cast(self.dtype)
+    }
+    fn streams(&self) -> bool {
+        self.weight.streams()
+    }
+}
+
+struct Slice {
+    weight: Weight,
+    start: usize,
+    count: usize,
+}
+
+impl WeightSource for Slice {
+    fn load(&self) -> Result<Tensor> {
+        self.rows(0..self.count)
+    }
+    fn rows(&self, rows: Range<usize>) -> Result<Tensor> {
+        self.weight.rows(self.start + rows.start..self.start + rows.end)
     }
     fn streams(&self) -> bool {
         self.weight.streams()

@@ -165,7 +165,7 @@ fn experts(tensor: &FileTensor, target: &str) -> Result<Vec<Found>> {
     let all = tensor.shaped(target, &[&[count * rows], &inner[1..]].concat())?;
     let expert = |e: usize| {
         let name = target.replace("{e}", &e.to_string());
-        let weight = views::slice(&all, e * rows..(e + 1) * rows)?.renamed(&name);
+        let weight = all.slice(e * rows..(e + 1) * rows)?.renamed(&name);
         Ok(tensor.found(weight, bytes))
     };
     (0..count).map(expert).collect()

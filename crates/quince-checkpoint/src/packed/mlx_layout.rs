@@ -21,7 +21,7 @@ pub(super) fn to_hugging_face(tensors: &mut Tensors, config: &Config) -> Result<
             let Some(found) = tensors.take(&format!("{stem}.switch_mlp.{projection}.weight")) else { continue };
             let [experts, ..] = *found.weight.shape() else { continue };
             for expert in 0..experts {
-                let weight = views::slice(&found.weight, expert..expert + 1)?;
+                let weight = found.weight.slice(expert..expert + 1)?;
                 let weight = weight.reshape(found.weight.shape().get(1..).unwrap_or_default())?;
                 let weight = weight.renamed(&format!("{stem}.experts.{expert}.{name}.weight"));
                 let bytes = found.bytes / experts as u64;
