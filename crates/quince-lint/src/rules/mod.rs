@@ -59,8 +59,9 @@ table! {
     unshared_tables: RULE;
 }
 
-/// Operations that move elements and change no value.
-const LAYOUT: &[&str] = &[
+/// Operations that move elements or change their type.
+const LAYOUT_OR_CAST: &[&str] = &[
+    "cast",
     "reshape",
     "transpose",
     "expand_dims",
@@ -73,20 +74,11 @@ const LAYOUT: &[&str] = &[
     "reshape_like",
 ];
 
-/// Operations that move elements or change their type.
-const LAYOUT_OR_CAST: &[&str] = &[
-    "reshape",
-    "transpose",
-    "expand_dims",
-    "squeeze",
-    "identity",
-    "slice_by_index",
-    "slice_by_size",
-    "split",
-    "flatten2d",
-    "reshape_like",
-    "cast",
-];
+/// Operations that move elements and change no value.
+const LAYOUT: &[&str] = match LAYOUT_OR_CAST {
+    [_cast, moves @ ..] => moves,
+    [] => &[],
+};
 
 #[cfg(test)]
 mod tests {
