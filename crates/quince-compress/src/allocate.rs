@@ -27,7 +27,7 @@ const REMEMBERED: usize = 1 << 26;
 /// When a weight has no choice, or the smallest of all take more than the budget.
 pub fn allocate(weights: &[Vec<Choice>], budget: u64) -> Result<Vec<usize>> {
     let mut picks = smallest(weights)?;
-    let least: u64 = bytes(weights, &picks);
+    let least: u64 = allocated_bytes(weights, &picks);
     let Some(spare) = budget.checked_sub(least) else {
         bail!("found a budget of {budget} bytes for weights that take at least {least}");
     };
@@ -60,7 +60,7 @@ pub fn allocate(weights: &[Vec<Choice>], budget: u64) -> Result<Vec<usize>> {
 }
 
 /// The bytes of a choice for each weight.
-pub(crate) fn bytes(weights: &[Vec<Choice>], picks: &[usize]) -> u64 {
+pub fn allocated_bytes(weights: &[Vec<Choice>], picks: &[usize]) -> u64 {
     weights.iter().zip(picks).map(|(choices, &pick)| choices[pick].bytes).sum()
 }
 
@@ -107,7 +107,7 @@ fn best(losses: &[f64], choices: &[Choice], costs: &[usize]) -> (Vec<f64>, Vec<u
 
 /// Spends what is left where it saves most for its bytes, until nothing fits.
 fn spend(weights: &[Vec<Choice>], picks: &mut [usize], budget: u64) {
-    let mut left = budget.saturating_sub(bytes(weights, picks));
+    let mut left = budget.saturating_sub(allocated_bytes(weights, picks));
     loop {
         let mut found: Option<(f64, usize, usize)> = None;
         for (weight, choices) in weights.iter().enumerate() {
@@ -155,7 +155,7 @@ mod tests {
             for budget in [30, 60, 100, 240] {
                 let expected = exhaustive(&weights, budget);
                 let found = allocate(&weights, budget).ok().map(|picks| {
-                    assert!(bytes(&weights, &picks) <= budget);
+                    assert!(allocated_bytes(&weights, &picks) <= budget);
                     weights.iter().zip(picks).map(|(choices, pick)| choices[pick].loss).sum::<f64>()
                 });
                 assert_eq!(found, expected, "seed {seed}, budget {budget}");
@@ -171,7 +171,7 @@ mod tests {
             weights(7, 200).iter().map(|choices| choices.iter().map(gigabytes).collect()).collect();
         let budget = 40_000_000_000;
         let picks = allocate(&weights, budget).unwrap();
-        let found = bytes(&weights, &picks);
+        let found = allocated_bytes(&weights, &picks);
         assert!(found <= budget && found * 1000 > budget * 999, "{found}");
     }
 

@@ -39,7 +39,7 @@ mod test_weights;
 mod values;
 
 pub use activations::{ActivationMode, ActivationRanges, ActivationReport, quantize_activations};
-pub use allocate::{Choice, allocate};
+pub use allocate::{Choice, allocate, allocated_bytes};
 pub use bits::Nbits;
 pub use calibrated::{Factor, Guide, Moments};
 pub use component::Component;

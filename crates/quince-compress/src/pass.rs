@@ -264,10 +264,7 @@ pub(crate) fn find_use(function: &Function, defs: &Defs, var: Var) -> Option<Use
     for &user in defs.users(var) {
         let operation = &function.block.operations[user];
         let is = |param: &str| operation.var(param) == Some(var);
-        let flag = |param: &str| {
-            let value = operation.arg(param).and_then(|arg| defs.constant(arg)).and_then(|v| v.tensor().ok());
-            value.and_then(|t| t.to_bools().ok()).is_some_and(|b| b == [true])
-        };
+        let flag = |param: &str| is_set(operation, defs, param);
         let (axes, table) = match operation.op_name() {
             "linear" | "logits" | "conv" if is("weight") => (rows, false),
             "conv_transpose" if is("weight") => (Axes { output: 1, input: 0 }, false),
@@ -289,6 +286,12 @@ pub(crate) fn find_use(function: &Function, defs: &Defs, var: Var) -> Option<Use
     found
 }
 
+/// Whether a parameter is the constant `true`.
+fn is_set(operation: &Operation, defs: &Defs, param: &str) -> bool {
+    let value = operation.arg(param).and_then(|arg| defs.constant(arg)).and_then(|value| value.tensor().ok());
+    value.and_then(|tensor| tensor.to_bools().ok()).is_some_and(|bools| bools == [true])
+}
+
 /// Whether what an operation makes of a matrix still has its rows, and is only multiplied with, row by row: the matrices
 /// of experts are stored as one.
 fn multiplies_by_rows(function: &Function, defs: &Defs, reshape: &Operation) -> bool {
@@ -296,12 +299,10 @@ fn multiplies_by_rows(function: &Function, defs: &Defs, reshape: &Operation) -> 
     let (Some(from), [to]) = (reshape.var("x"), &reshape.outputs[..]) else { return false };
     let by_rows = |user: &usize| {
         let operation = &function.block.operations[*user];
-        let transposed = operation.arg("transpose_y").and_then(|arg| defs.constant(arg)).and_then(|v| v.tensor().ok());
-        let transposed = transposed.and_then(|t| t.to_bools().ok()).is_some_and(|b| b == [true]);
         operation.op_name() == "matmul"
             && operation.var("y") == Some(*to)
             && operation.var("x") != Some(*to)
-            && transposed
+            && is_set(operation, defs, "transpose_y")
     };
     let users = defs.users(*to);
     last(from) == last(*to) && !defs.is_output(*to) && !users.is_empty() && users.iter().all(by_rows)

@@ -2,7 +2,9 @@
 
 use crate::sensitivity::{Candidate, Effort, Sensitivities, candidates};
 use crate::{Judge, Measure};
-use quince_compress::{Choice, Guide, OptimizationConfig, Rule, Scheme, Selector, allocate, compress, compress_guided};
+use quince_compress::{
+    Choice, Guide, OptimizationConfig, Rule, Scheme, Selector, allocate, allocated_bytes, compress, compress_guided,
+};
 use quince_mil::{Program, Result, bail};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -210,7 +212,7 @@ impl Fitting<'_> {
         for _ in 0..CORRECTIONS {
             let picks = allocate(choices, self.weight_budget())?;
             let bytes = self.package(&picks)?;
-            let weights = self.bytes(choices, &picks);
+            let weights = allocated_bytes(choices, &picks);
             if bytes <= target && fits.as_ref().is_none_or(|(best, _)| bytes > *best) {
                 fits = Some((bytes, picks));
             }
@@ -236,10 +238,6 @@ impl Fitting<'_> {
         })
     }
 
-    fn bytes(&self, choices: &[Vec<Choice>], picks: &[usize]) -> u64 {
-        choices.iter().zip(picks).map(|(choices, &pick)| choices[pick].bytes).sum()
-    }
-
     /// Of each family of schemes that differ in bits only: the one with the most bits that fits, for all weights. Those
     /// that should lose least come first, and few are run.
     fn uniform(&self, choices: &[Vec<Choice>]) -> Vec<(Scheme, Vec<usize>)> {
@@ -249,7 +247,7 @@ impl Fitting<'_> {
             let dense = self.search.schemes.len();
             let pick = |candidate: &Candidate| if candidate.bytes[number].is_some() { number } else { dense };
             let picks: Vec<usize> = self.candidates.iter().map(pick).collect();
-            if self.bytes(choices, &picks) > budget {
+            if allocated_bytes(choices, &picks) > budget {
                 continue;
             }
             // What a scheme says after its bits.
