@@ -1,11 +1,13 @@
 //! Outputs: whether what exists is replaced, and that nothing is left of an output that was not finished.
 
-use crate::failure::Result;
+use crate::failure::{Result, refused};
 use crate::interrupt::{self, Guarded};
 use quince_mlpackage::Staged;
 use quince_runtime::Bundle;
 use quince_tensor::Error;
+use std::fs::File;
 use std::path::{Path, PathBuf};
+use tempfile::NamedTempFile;
 
 /// Whether an output that exists is replaced.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -70,4 +72,22 @@ pub fn vacant(destination: &Path, existing: Existing) -> Result<()> {
 /// The directory that a destination is in, where there is room for files on the way to it.
 pub fn directory(destination: &Path) -> &Path {
     destination.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// A file beside a destination, which gets its name by [`name`] when it is whole, and is gone otherwise.
+///
+/// # Errors
+/// When the system refuses.
+pub fn beside(destination: &Path) -> Result<NamedTempFile<File>> {
+    let directory = directory(destination);
+    let file = tempfile::Builder::new().prefix(".quince-").make_in(directory, |path| File::create_new(path));
+    Ok(file.map_err(|e| refused("make a file", directory, &e))?)
+}
+
+/// Gives a file its name; what was called so before is replaced.
+///
+/// # Errors
+/// When the system refuses.
+pub fn name(file: NamedTempFile<File>, destination: &Path) -> Result<()> {
+    Ok(file.persist(destination).map(drop).map_err(|e| refused("name the output", destination, &e.error))?)
 }

@@ -12,7 +12,6 @@ use quince_convert::{Options, convert};
 use quince_runtime::{Bundle, Tokenizer};
 use quince_mil::Program;
 use serde::Serialize;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -62,14 +61,11 @@ pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
     }
     output::vacant(&args.output, if args.force { Existing::Replace } else { Existing::Refuse })?;
     let (program, tokenizer) = program(&args.model)?;
-    let directory = output::directory(&args.output);
-    // It gets its name when it is whole.
-    let file = tempfile::Builder::new().prefix(".quince-").make_in(directory, |path| File::create_new(path));
-    let file = file.map_err(|e| refused("make a file", directory, &e))?;
+    let file = output::beside(&args.output)?;
     statistics(&program, tokenizer.as_ref(), args.text.as_deref(), args.tokens, file.path(), console)?;
     let bytes = file.as_file().metadata().map_err(|e| refused("read", file.path(), &e))?.len();
     let weights = Statistics::open(file.path())?.weights();
-    file.persist(&args.output).map_err(|e| refused("name the output", &args.output, &e.error))?;
+    output::name(file, &args.output)?;
     let report = Report { output: args.output.display().to_string(), weights, bytes };
     match args.json {
         true => console.json(&report)?,

@@ -11,6 +11,7 @@ use crate::interrupt;
 use crate::options::calibration::CalibrationArgs;
 use crate::options::hub::HubArgs;
 use crate::options::target::Units;
+use crate::output;
 use crate::units;
 use quince_sweep::{Outcome, PartLoss, SweepReport, html};
 use quince_tensor::Error;
@@ -277,12 +278,7 @@ fn load<T: DeserializeOwned>(path: &Path) -> Result<T> {
 
 /// Writes a file that is there whole or not at all.
 fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
-    let directory = crate::output::directory(path);
-    let write = || -> std::io::Result<()> {
-        let mut file =
-            tempfile::Builder::new().prefix(".quince-").make_in(directory, |path| fs::File::create_new(path))?;
-        file.write_all(bytes)?;
-        file.persist(path).map(drop).map_err(|e| e.error)
-    };
-    Ok(write().map_err(|e| refused("write", path, &e))?)
+    let mut file = output::beside(path)?;
+    file.write_all(bytes).map_err(|e| refused("write", path, &e))?;
+    output::name(file, path)
 }

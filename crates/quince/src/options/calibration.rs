@@ -3,6 +3,7 @@
 use crate::console::{Console, Counted};
 use crate::failure::{Failure, Result, refused};
 use quince_calibrate::{CollectOptions, Run, Statistics, Texts, collect};
+use quince_checkpoint::sha256;
 use quince_compress::{Guide, OptimizationConfig};
 use quince_engine::{Engine, Options, Precision};
 use quince_mil::Program;
@@ -33,6 +34,20 @@ impl CalibrationArgs {
         self.calibrate.is_some()
     }
 
+    /// What calibration there will be, such that equal ones are told alike: the SHA-256 of the file if there is one, and the
+    /// tokens.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn told(&self) -> Result<Option<String>> {
+        let source = match &self.calibrate {
+            None => return Ok(None),
+            Some(None) => "own texts".to_owned(),
+            Some(Some(file)) => sha256(file)?,
+        };
+        Ok(Some(format!("{source}, {} tokens", self.calibration_tokens)))
+    }
+
     /// Calibration is for a way to compress.
     ///
     /// # Errors
@@ -44,8 +59,8 @@ impl CalibrationArgs {
         }
     }
 
-    /// What is known of the weights of a program, if it is asked for; the tokenizer is read if texts are. Statistics of its own are in a file in `directory`,
-    /// which is gone when the program is.
+    /// What is known of the weights of a program, if it is asked for; the tokenizer is read if texts are. Statistics of its
+    /// own are in a file in `directory`, which is gone when the program is.
     ///
     /// # Errors
     /// When the program cannot be run, or a file not be read.

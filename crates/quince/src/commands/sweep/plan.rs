@@ -10,6 +10,7 @@ use quince_tensor::Error;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use std::fs;
+use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
 /// The name of the job that finds out what parts of the model lose.
@@ -28,8 +29,8 @@ pub struct Plan {
     quince: &'static str,
     /// The model's name.
     pub model: String,
-    /// Its files, with their sizes.
-    files: Vec<(String, u64)>,
+    /// Its files, with their sizes and the SHA-256 of their last bytes.
+    files: Vec<(String, u64, String)>,
     /// What variants are judged on.
     pub text: String,
     text_sha256: String,
@@ -39,6 +40,8 @@ pub struct Plan {
     compute_units: String,
     /// How weights are chosen.
     pub calibration: String,
+    /// On what they are calibrated.
+    calibrated_on: Option<String>,
     variants: Vec<Variant>,
     /// The text itself.
     #[serde(skip)]
@@ -86,8 +89,9 @@ impl Plan {
         let checkpoint = Checkpoint::open(model)?;
         let mut files = Vec::new();
         for path in checkpoint.sources() {
-            let bytes = fs::metadata(path).map_err(|e| refused("look at", path, &e))?.len();
-            files.push((path.file_name().map_or(String::new(), |n| n.to_string_lossy().into_owned()), bytes));
+            let (bytes, end) = size_and_end(path).map_err(|e| refused("read", path, &e))?;
+            let name = path.file_name().map_or(String::new(), |n| n.to_string_lossy().into_owned());
+            files.push((name, bytes, hex(&end)));
         }
         let (text, content) = match &args.text {
             Some(file) => {
@@ -96,19 +100,19 @@ impl Plan {
             }
             None => ("a page of plain English".to_owned(), Suite::built_in()?.text.unwrap_or_default()),
         };
-        let digest: String = Sha256::digest(content.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect();
         Ok(Plan {
             version: 1,
             quince: env!("CARGO_PKG_VERSION"),
             model: checkpoint.name(),
             files,
             text,
-            text_sha256: digest,
+            text_sha256: hex(content.as_bytes()),
             tokens: args.tokens,
             length: args.length,
             context: args.context,
             compute_units: format!("{:?}", args.compute_units),
             calibration: if args.calibration.asked() { CALIBRATED } else { DATA_FREE }.to_owned(),
+            calibrated_on: args.calibration.told()?,
             variants: variants(args)?,
             content,
         })
@@ -132,6 +136,23 @@ impl Plan {
         let text = serde_json::to_string_pretty(self);
         Ok(text.map_err(|e| Error::new(format!("the plan has no JSON form: {e}")))? + "\n")
     }
+}
+
+/// How many bytes a file has, and the last of them: weights that were trained further are told from those before, and a
+/// large checkpoint is not read for it.
+fn size_and_end(path: &Path) -> std::io::Result<(u64, Vec<u8>)> {
+    const END: u64 = 1 << 16;
+    let mut file = fs::File::open(path)?;
+    let bytes = file.metadata()?.len();
+    file.seek(SeekFrom::Start(bytes.saturating_sub(END)))?;
+    let mut end = Vec::new();
+    file.take(END).read_to_end(&mut end)?;
+    Ok((bytes, end))
+}
+
+/// The SHA-256 of bytes in lower-case hexadecimal.
+fn hex(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The baseline and every combination.
