@@ -10,6 +10,9 @@
 //!          y = reduce_sum(matmul(inner by expert, down by expert) · shares)
 //! ```
 //!
+//! Where products are no `linear` ([`Products::ByExpert`]), up and gate are `matmul` by expert like down: one convolution
+//! of all experts has more channels than a dimension may have there (92160 for gpt-oss-20b, of 16384).
+//!
 //! Core ML has no product with chosen matrices, and runs no branch for a token. What a call reads of the weights of a
 //! layer's experts, with k of E chosen: `decode` the rows of k, packed if they are compressed, and it writes and reads them
 //! once more dense; `init` and `full` all E, once for any number of tokens, with E / k times the arithmetic. For
@@ -40,12 +43,27 @@ struct Projection {
     rows: usize,
 }
 
+/// How all experts are multiplied with what they have in common.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Products {
+    /// As one layer.
+    Together,
+    /// Each by itself.
+    ByExpert,
+}
+
 pub(super) fn mixture(w: &mut Writer, operation: &Operation, args: &Args) -> Result<Var> {
-    experts(w, &operation.name, operation, args)
+    experts(w, &operation.name, operation, args, Products::Together)
 }
 
 /// The same under another name: tokens come first in the result, whatever the layout.
-pub(super) fn experts(w: &mut Writer, name: &str, operation: &Operation, args: &Args) -> Result<Var> {
+pub(super) fn experts(
+    w: &mut Writer,
+    name: &str,
+    operation: &Operation,
+    args: &Args,
+    products: Products,
+) -> Result<Var> {
     let (&[.., Dim::Fixed(experts)], &[.., Dim::Fixed(inner)]) = (args.shape("scores")?, args.shape("down")?) else {
         bail!("found scores {:?}, expected a known number of experts", args.shape("scores")?);
     };
@@ -71,7 +89,7 @@ pub(super) fn experts(w: &mut Writer, name: &str, operation: &Operation, args: &
     let (weights, numbers) = m.choice(w, scores)?;
     match w.single_token() {
         true => m.of_chosen(w, x, all, weights, numbers),
-        false => m.of_all(w, x, all, weights, numbers),
+        false => m.of_all(w, x, all, [weights, numbers], products),
     }
 }
 
@@ -116,33 +134,59 @@ impl Mixture<'_> {
     }
 
     /// All tokens [1, S, D] with the weights of all experts.
-    fn of_all(&self, w: &mut Writer, x: Var, all: [Projection; 3], weights: Var, numbers: Var) -> Result<Var> {
-        let [gate, up, down] = all;
+    fn of_all(
+        &self,
+        w: &mut Writer,
+        x: Var,
+        [gate, up, down]: [Projection; 3],
+        [weights, numbers]: [Var; 2],
+        products: Products,
+    ) -> Result<Var> {
         let shares = self.shares(w, weights, numbers)?;
-        let linear = |w: &mut Writer, by: Projection| {
-            let bias = by.bias.map_or_else(|| w.zeros(self.experts.saturating_mul(by.rows)), Ok)?;
-            let inputs = [("x", x.into()), ("weight", by.weight.into()), ("bias", bias.into())];
-            w.op("linear", &self.named(by.part), &inputs)
+        let inner = match products {
+            Products::Together => {
+                let (g, u) = (self.layer(w, gate, x)?, self.layer(w, up, x)?);
+                let inner = self.gated(w, g, u)?;
+                let inputs = [("x", inner.into()), ("shape", shape(&[1, -1, self.experts as i64, gate.rows as i64])?)];
+                let inner = w.op("reshape", &self.named("by_token"), &inputs)?;
+                let inputs = [("x", inner.into()), ("perm", [0, 2, 1, 3].into())];
+                w.op("transpose", &self.named("by_expert"), &inputs)?
+            }
+            Products::ByExpert => {
+                let inputs = [("x", x.into()), ("axes", [1].into())];
+                let x = w.op("expand_dims", &self.named("for_all"), &inputs)?;
+                let (g, u) = (self.by_expert(w, gate, x)?, self.by_expert(w, up, x)?);
+                self.gated(w, g, u)?
+            }
         };
-        let (g, u) = (linear(w, gate)?, linear(w, up)?);
-        let inner = self.gated(w, g, u)?;
-        let (experts, rows, columns) = (self.experts as i64, down.rows as i64, gate.rows as i64);
-        let inputs = [("x", inner.into()), ("shape", shape(&[1, -1, experts, columns])?)];
-        let inner = w.op("reshape", &self.named("by_token"), &inputs)?;
-        let inputs = [("x", inner.into()), ("perm", [0, 2, 1, 3].into())];
-        let inner = w.op("transpose", &self.named("by_expert"), &inputs)?;
-        let inputs = [("x", down.weight.into()), ("shape", shape(&[1, experts, rows, columns])?)];
-        let matrices = w.op("reshape", &self.named("down.by_expert"), &inputs)?;
-        let inputs =
-            [("x", inner.into()), ("y", matrices.into()), ("transpose_x", false.into()), ("transpose_y", true.into())];
-        let mut y = w.op("matmul", &self.named("down"), &inputs)?;
-        if let Some(bias) = down.bias {
-            let inputs = [("x", bias.into()), ("shape", shape(&[1, experts, 1, rows])?)];
-            let bias = w.op("reshape", &self.named("down.bias"), &inputs)?;
-            y = w.op("add", &self.named("down.biased"), &[("x", y.into()), ("y", bias.into())])?;
-        }
+        let y = self.by_expert(w, down, inner)?;
         let y = w.op("mul", &self.named("shared"), &[("x", y.into()), ("y", shares.into())])?;
         w.op("reduce_sum", self.name, &[("x", y.into()), ("axes", [1].into()), ("keep_dims", false.into())])
+    }
+
+    /// x [1, S, columns] times all rows of a projection: [1, S, E · rows].
+    fn layer(&self, w: &mut Writer, by: Projection, x: Var) -> Result<Var> {
+        let bias = by.bias.map_or_else(|| w.zeros(self.experts.saturating_mul(by.rows)), Ok)?;
+        let inputs = [("x", x.into()), ("weight", by.weight.into()), ("bias", bias.into())];
+        w.op("linear", &self.named(by.part), &inputs)
+    }
+
+    /// x [1, E or 1, S, columns] times the rows of each expert: [1, E, S, rows].
+    fn by_expert(&self, w: &mut Writer, by: Projection, x: Var) -> Result<Var> {
+        let part = |part: &str| self.named(&format!("{}.{part}", by.part));
+        let (experts, rows) = (self.experts as i64, by.rows as i64);
+        let Some(columns) = w.last_size(by.weight) else {
+            bail!("found a weight of unknown width, expected a constant")
+        };
+        let inputs = [("x", by.weight.into()), ("shape", shape(&[1, experts, rows, columns as i64])?)];
+        let matrices = w.op("reshape", &part("by_expert"), &inputs)?;
+        let inputs =
+            [("x", x.into()), ("y", matrices.into()), ("transpose_x", false.into()), ("transpose_y", true.into())];
+        let y = w.op("matmul", &self.named(by.part), &inputs)?;
+        let Some(bias) = by.bias else { return Ok(y) };
+        let inputs = [("x", bias.into()), ("shape", shape(&[1, experts, 1, rows])?)];
+        let bias = w.op("reshape", &part("bias"), &inputs)?;
+        w.op("add", &part("biased"), &[("x", y.into()), ("y", bias.into())])
     }
 
     /// The weights of the chosen experts and their numbers: [1, S, k] each.

@@ -251,7 +251,7 @@ fn attention(w: &mut Writer, operation: &Operation, args: &Args) -> Result<Var> 
 
 fn mixture(w: &mut Writer, operation: &Operation, args: &Args) -> Result<Var> {
     let name = format!("{}.by_token", operation.name);
-    let y = experts::experts(w, &name, operation, args)?;
+    let y = experts::experts(w, &name, operation, args, experts::Products::ByExpert)?;
     w.by_channel(&operation.name, y)
 }
 

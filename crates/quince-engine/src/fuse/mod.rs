@@ -5,6 +5,7 @@
 mod attention;
 mod gate;
 mod layer_norm;
+mod matrices;
 mod rms_norm;
 mod rotary;
 #[cfg(test)]
@@ -26,7 +27,7 @@ pub(crate) type EmitFused = dyn FnOnce(&mut Planner, &Operation) -> Result<()>;
 
 /// The matchers, in the order they are tried.
 const MATCHERS: &[fn(&Planner, &Operation) -> Option<Fused>] =
-    &[attention::find, layer_norm::find, rms_norm::find, gate::find, rotary::find];
+    &[attention::find, layer_norm::find, rms_norm::find, gate::find, rotary::find, matrices::find];
 
 /// The pattern that ends with this operation.
 pub(crate) fn find(planner: &Planner, operation: &Operation) -> Option<Fused> {

@@ -223,3 +223,20 @@ fn tokens_are_averaged_in_one_step() {
     let kinds = check(b.finish(vec![total, mean, middle]), &[call(&inputs)], 1e-5);
     assert_eq!(kinds, ["binary", "reduce", "reduce", "reduce"]);
 }
+
+#[test]
+fn matrices_of_experts_are_read_packed_and_by_expert() {
+    let (experts, rows, columns, tokens) = (3, 4, 8, 5);
+    for (name, outer) in [("one x for all", 1), ("an x for each", experts)] {
+        let (mut b, vars) = start(&[("x", f32s(&[1, outer, tokens, columns]))]);
+        let codes: Vec<i8> = (0..experts * rows * columns).map(|i| (i * 37 % 255) as u8 as i8).collect();
+        let data = Tensor::from_vec([experts * rows, columns], codes).unwrap();
+        let scale = floats(3, &[experts * rows, 1]);
+        let inputs = [("data", data.into()), ("scale", scale.into())];
+        let weight = b.op("constexpr_blockwise_shift_scale", "weight", &inputs).unwrap();
+        let matrices = reshape(&mut b, "matrices", weight, [1, experts, rows, columns]);
+        let y = matmul(&mut b, "y", vars[0], matrices, true);
+        let inputs = [("x", floats(4, &[1, outer, tokens, columns]))];
+        assert_eq!(check(b.finish(vec![y]), &[call(&inputs)], 2e-3), ["matrices"], "{name}");
+    }
+}

@@ -5,6 +5,7 @@
 
 use half::f16;
 use quince_tensor::{Bytes, Error, Result, bail};
+use std::ops::Range;
 
 use super::lut_tables::LutTables;
 
@@ -43,6 +44,15 @@ impl Floats {
     /// All numbers.
     pub fn to_vec(&self) -> Vec<f32> {
         (0..self.len()).map(|index| self.get(index)).collect()
+    }
+
+    /// Some of the numbers.
+    fn part(&self, range: Range<usize>) -> Option<Floats> {
+        let bytes = self.bytes().slice(range.start * self.width()..range.end * self.width())?;
+        Some(match self {
+            Floats::F16(_) => Floats::F16(bytes),
+            Floats::F32(_) => Floats::F32(bytes),
+        })
     }
 
     fn bytes(&self) -> &Bytes {
@@ -256,6 +266,54 @@ impl PackedWeight {
         Ok(PackedWeight { rows, cols, encoding: Encoding::Affine(affine) })
     }
 
+    /// Some rows as a matrix of their own, which shares the bytes. `None` where they do not begin with a byte, or are not
+    /// whole blocks or groups and not within one.
+    pub(crate) fn part(&self, rows: Range<usize>) -> Option<PackedWeight> {
+        let count = rows.len();
+        (rows.start <= rows.end && rows.end <= self.rows).then_some(())?;
+        let (first, len) = (rows.start.checked_mul(self.cols)?, count.checked_mul(self.cols)?);
+        // What is told for each group of so many rows: for which groups, if they are whole.
+        let groups = |size: usize| match rows.start.is_multiple_of(size) && count.is_multiple_of(size) {
+            true => Some(rows.start / size..rows.end / size),
+            false => {
+                (rows.start / size + 1 == rows.end.div_ceil(size)).then_some(rows.start / size..rows.end.div_ceil(size))
+            }
+        };
+        let encoding = match &self.encoding {
+            Encoding::Dense(values) => Encoding::Dense(values.part(first..first + len)?),
+            Encoding::Lut(lut) => {
+                let (tables, group) = match lut.axis {
+                    GroupAxis::Cols => (lut.tables.clone(), lut.group),
+                    GroupAxis::Rows => {
+                        let tables = groups(lut.group)?;
+                        let values = lut.tables.values().get(tables.start << lut.nbits..tables.end << lut.nbits)?;
+                        (LutTables::new(values.to_vec(), lut.nbits), lut.group.min(count.max(1)))
+                    }
+                };
+                let indices = bits(&lut.indices, first..first + len, lut.nbits)?;
+                Encoding::Lut(Lut { nbits: lut.nbits, indices, tables, axis: lut.axis, group })
+            }
+            Encoding::Affine(affine) => {
+                let blocks = groups(affine.block[0])?;
+                let scales = blocks.start * affine.blocks_per_row..blocks.end * affine.blocks_per_row;
+                let nbits = affine.codes.nbits();
+                let offset = match &affine.offset {
+                    Some(offset) => Some(bits(offset, scales.clone(), nbits)?),
+                    None => None,
+                };
+                Encoding::Affine(Affine {
+                    codes: affine.codes,
+                    data: bits(&affine.data, first..first + len, nbits)?,
+                    scale: affine.scale.part(scales)?,
+                    offset,
+                    block: [affine.block[0].min(count.max(1)), affine.block[1]],
+                    blocks_per_row: affine.blocks_per_row,
+                })
+            }
+        };
+        Some(PackedWeight { rows: count, cols: self.cols, encoding })
+    }
+
     /// The same matrix with the bytes of its elements (not its tables and scales) somewhere else.
     #[must_use]
     pub(crate) fn with_data(mut self, move_to: impl Fn(&Bytes) -> Bytes) -> PackedWeight {
@@ -325,6 +383,12 @@ impl PackedWeight {
     }
 }
 
+/// Some elements of packed integers, if they begin with a byte.
+fn bits(data: &Bytes, elements: Range<usize>, nbits: usize) -> Option<Bytes> {
+    let (start, end) = (elements.start.checked_mul(nbits)?, elements.end.checked_mul(nbits)?);
+    start.is_multiple_of(8).then(|| data.slice(start / 8..end.div_ceil(8)))?
+}
+
 /// Element `index` of packed unsigned integers of `nbits` ≤ 8.
 #[inline]
 pub(crate) fn bits_at(data: &[u8], index: usize, nbits: usize) -> usize {
@@ -364,6 +428,7 @@ fn check_length(part: &'static str, bytes: &Bytes, expected: Option<usize>) -> R
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::testing::{Random, weight_kinds};
 
     #[test]
     fn elements_follow_core_mls_bit_order() {
@@ -381,6 +446,29 @@ mod tests {
         let affine = affine.unwrap();
         let values: Vec<f32> = (0..4).map(|i| affine.get(i / 2, i % 2)).collect();
         assert_eq!(values, [-2.0, -16.0, 0.0, 3.0]);
+    }
+
+    #[test]
+    fn parts_have_the_elements_of_the_whole() {
+        let (rows, cols) = (96, 12);
+        let mut taken = 0;
+        for (kind, whole) in weight_kinds(&mut Random::new(7), rows, cols) {
+            for range in [0..rows, 0..32, 64..96, 40..48, 17..18, 5..5] {
+                // Rows of 12 elements begin with a byte where their number is even, whatever the width.
+                let Some(part) = whole.part(range.clone()) else {
+                    assert!(range.start % 2 == 1 || range.len() % 16 != 0, "{kind}: {range:?}");
+                    continue;
+                };
+                taken += 1;
+                assert_eq!((part.rows(), part.cols()), (range.len(), cols));
+                for (row, col) in range.clone().flat_map(|row| (0..cols).map(move |col| (row, col))) {
+                    let found = part.get(row - range.start, col);
+                    assert_eq!(found.to_bits(), whole.get(row, col).to_bits(), "{kind}: {range:?} ({row}, {col})");
+                }
+            }
+            assert!(whole.part(90..97).is_none());
+        }
+        assert!(taken > 200, "{taken}");
     }
 
     #[test]

@@ -212,7 +212,7 @@ fn turn(shape: &[usize]) -> View {
 }
 
 /// For each matrix of the result, the number of the matrix of a factor, whose outer axes broadcast to `outer`.
-fn batches(shape: &[usize], outer: &[usize]) -> Vec<usize> {
+pub(crate) fn batches(shape: &[usize], outer: &[usize]) -> Vec<usize> {
     let strides = broadcast(&shape[..shape.len() - 2], outer);
     let numbers: Vec<usize> = (0..shape[..shape.len() - 2].iter().product::<usize>().max(1)).collect();
     let mut out = vec![0; outer.iter().product()];

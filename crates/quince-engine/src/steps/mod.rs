@@ -13,6 +13,7 @@ mod state;
 
 pub(crate) use attention::{Attending, HeadsView, emit_attention};
 pub(crate) use elementwise::emit_gate;
+pub(crate) use matmul::batches;
 pub(crate) use norm::{emit_layer_norm, emit_rms_norm};
 pub(crate) use rope::{Tables, emit_rope};
 pub(crate) use state::load_state;
