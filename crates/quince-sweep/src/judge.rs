@@ -19,7 +19,12 @@ pub struct Judge {
     options: Options,
     reference: Reference,
     own: Measure,
+    proofs: Vec<Vec<Vec<u32>>>,
 }
+
+/// How a model does on texts that others were not chosen by: of each kind of text, by place, the negative logarithm of
+/// the probability of the token that comes next.
+pub type Proof = Vec<Vec<f32>>;
 
 /// What the uncompressed model gives.
 enum Reference {
@@ -112,7 +117,7 @@ impl Judge {
         let none = Measure::Embeddings(Cosines { cosine_mean: 1.0, cosine_min: 1.0, texts: 0 });
         let Ok(mut decoder) = Decoder::new(engine.clone()) else {
             let reference = Reference::Embeddings(Embedder::new(engine)?.embed(&windows, &mut |_| {})?);
-            return Ok(Judge { windows, options, reference, own: none });
+            return Ok(Judge { windows, options, reference, own: none, proofs: Vec::new() });
         };
         let vocabulary = decoder.vocab_size();
         let row = |window: &Vec<u32>| {
@@ -121,11 +126,19 @@ impl Judge {
             Ok(logits)
         };
         let rows: Vec<Vec<f32>> = windows.iter().map(row).collect::<Result<_>>()?;
-        let mut judge = Judge { windows, options, reference: Reference::Text { vocabulary, rows }, own: none };
+        let reference = Reference::Text { vocabulary, rows };
+        let mut judge = Judge { windows, options, reference, own: none, proofs: Vec::new() };
         if let Reference::Text { rows, .. } = &judge.reference {
             judge.own = Measure::Text(judge.of_logits(&mut |i| Ok(rows[i].clone()), rows)?);
         }
         Ok(judge)
+    }
+
+    /// Further texts, by kind, each as windows of tokens: only [`Judge::prove`] runs them.
+    #[must_use]
+    pub fn with_proofs(mut self, proofs: Vec<Vec<Vec<u32>>>) -> Judge {
+        self.proofs = proofs;
+        self
     }
 
     /// How the uncompressed model itself does.
@@ -140,13 +153,7 @@ impl Judge {
     pub fn judge(&self, program: Program) -> Result<Measure> {
         let engine = Arc::new(Engine::load(program, self.options.clone())?);
         match &self.reference {
-            Reference::Text { vocabulary, rows } => {
-                let mut decoder = Decoder::new(engine)?;
-                if decoder.vocab_size() != *vocabulary {
-                    bail!("found {} logits, expected {vocabulary} as in the model", decoder.vocab_size());
-                }
-                self.of_logits(&mut |i| logits(&mut decoder, &self.windows[i]), rows).map(Measure::Text)
-            }
+            Reference::Text { vocabulary, rows } => self.text(&mut decoder(engine, *vocabulary)?, rows),
             Reference::Embeddings(reference) => {
                 let found = Embedder::new(engine)?.embed(&self.windows, &mut |_| {})?;
                 let pairs = found.rows().zip(reference.rows());
@@ -156,6 +163,33 @@ impl Judge {
                 Ok(Measure::Embeddings(Cosines { cosine_mean, cosine_min, texts: cosines.len() }))
             }
         }
+    }
+
+    /// [`Judge::judge`], also on the further texts; of a model that makes vectors nothing is known of these.
+    ///
+    /// # Errors
+    /// As [`Judge::judge`].
+    pub fn prove(&self, program: Program) -> Result<(Measure, Proof)> {
+        let Reference::Text { vocabulary, rows } = &self.reference else {
+            return Ok((self.judge(program)?, Vec::new()));
+        };
+        let mut decoder = decoder(Arc::new(Engine::load(program, self.options.clone())?), *vocabulary)?;
+        let measure = self.text(&mut decoder, rows)?;
+        let mut of_kind = |windows: &Vec<Vec<u32>>| -> Result<Vec<f32>> {
+            let mut all = Vec::new();
+            for window in windows.iter().filter(|window| window.len() > 1) {
+                let found = logits(&mut decoder, window)?;
+                let places: Vec<(&[f32], &u32)> = found.chunks(*vocabulary).zip(&window[1..]).collect();
+                all.par_extend(places.into_par_iter().map(|(row, next)| nll(row, log_sum_exp(row), *next) as f32));
+            }
+            Ok(all)
+        };
+        let proof = self.proofs.iter().map(&mut of_kind).collect::<Result<_>>()?;
+        Ok((measure, proof))
+    }
+
+    fn text(&self, decoder: &mut Decoder, reference: &[Vec<f32>]) -> Result<Measure> {
+        self.of_logits(&mut |i| logits(decoder, &self.windows[i]), reference).map(Measure::Text)
     }
 
     fn of_logits(&self, logits: &mut dyn FnMut(usize) -> Result<Vec<f32>>, reference: &[Vec<f32>]) -> Result<Quality> {
@@ -184,6 +218,14 @@ impl Judge {
         }
         Ok(Quality { kl: mean(|row| row.kl), top1: mean(|row| row.same), perplexity: nll.exp(), tokens: rows.len() })
     }
+}
+
+fn decoder(engine: Arc<Engine>, vocabulary: usize) -> Result<Decoder> {
+    let decoder = Decoder::new(engine)?;
+    if decoder.vocab_size() != vocabulary {
+        bail!("found {} logits, expected {vocabulary} as in the model", decoder.vocab_size());
+    }
+    Ok(decoder)
 }
 
 /// The logits after each token of a window but the last.
@@ -222,9 +264,13 @@ impl Row {
                 kl += f64::from(p) * (f64::from(log_p) - (f64::from(logit) - norm));
             }
         }
-        let nll = logits.get(next as usize).map_or(f64::NAN, |&logit| norm - f64::from(logit));
-        Row { kl: kl.max(0.0), same: f64::from(u8::from(best == expected)), nll }
+        Row { kl: kl.max(0.0), same: f64::from(u8::from(best == expected)), nll: nll(logits, norm, next) }
     }
+}
+
+/// What the next token costs, in nats.
+fn nll(logits: &[f32], norm: f64, next: u32) -> f64 {
+    logits.get(next as usize).map_or(f64::NAN, |&logit| norm - f64::from(logit))
 }
 
 fn to_log_probabilities(logits: &mut [f32]) {

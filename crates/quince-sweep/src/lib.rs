@@ -5,7 +5,7 @@
 //!   │
 //! Sensitivities: what is lost when one weight alone is compressed, for each way to do it
 //!   │
-//! search: the way for each weight that loses least within a budget ──▶ an OptimizationConfig
+//! search: the way for each weight that loses least within a budget, proven on other texts ──▶ an OptimizationConfig
 //! ```
 //!
 //! A sweep compresses a model in many ways and judges each; its report is a [`SweepReport`], also as a page ([`html()`]).
@@ -13,6 +13,7 @@
 //! Sensitivities are measured by running the compressed model: no gradients, nothing but texts, which the model may have
 //! written itself. They are measured once; any budget can be met with them.
 
+mod finals;
 mod graft;
 mod html;
 mod judge;
@@ -23,7 +24,7 @@ mod sensitivity;
 
 pub use graft::graft;
 pub use html::html;
-pub use judge::{Cosines, Judge, Measure, Quality};
+pub use judge::{Cosines, Judge, Measure, Proof, Quality};
 pub use outcome::{Outcome, PartLoss, SweepReport};
 pub use search::{Budget, Found, Pick, Search, Subject, search};
 pub use sensitivity::{Candidate, Effort, Measured, Sensitivities, candidates, layer_of};

@@ -1,7 +1,8 @@
 //! The way to compress each weight that loses least within a budget.
 
+use crate::finals::{self, Kind, Run};
 use crate::sensitivity::{Candidate, Effort, Sensitivities, candidates};
-use crate::{Judge, Measure};
+use crate::{Judge, Measure, Proof};
 use quince_compress::{
     Choice, Guide, OptimizationConfig, Rule, Scheme, Selector, allocate, allocated_bytes, compress, compress_guided,
 };
@@ -81,8 +82,9 @@ pub struct Pick {
     pub bytes: u64,
 }
 
-/// Finds it: sensitivities, then the allocation that loses least by them, which is run beside the best uniform schemes
-/// with what they leave of the budget spent. What does best counts. Without a judge the squared errors of the weights
+/// Finds it: sensitivities, then the allocation that loses least by them, which is run beside the best uniform schemes,
+/// also with what they leave of the budget spent. One that is not uniform has to do better on all kinds of text of the
+/// judge's proofs, by more than chance explains. Without a judge the squared errors of the weights
 /// stand for what is lost.
 ///
 /// # Errors
@@ -113,33 +115,27 @@ pub fn search(
     )?;
     let choices = fitting.choices(&sensitivities);
     let uniform = fitting.uniform(&choices);
-    let mut finalists = vec![fitting.fit(&choices)?];
-    for (_, picks) in &uniform {
+    let mut finalists = Vec::new();
+    for (scheme, picks) in uniform {
+        let fills = fitting.fills(&picks)?;
         // What a uniform scheme leaves may be too little for anything.
-        match fitting.fit(&above(&choices, picks)) {
-            Ok(picks) => finalists.push(picks),
-            Err(_) if fitting.fits(picks)? => finalists.push(picks.clone()),
+        match fitting.fit(&above(&choices, &picks)) {
+            Ok(more) => finalists.push((if fills { Kind::Other } else { Kind::Base }, more)),
+            Err(_) if fitting.fits(&picks)? && !fills => finalists.push((Kind::Base, picks.clone())),
             Err(_) => {}
         }
+        finalists.push((Kind::Uniform { scheme, fills }, picks));
     }
-    let total = finalists.len() + uniform.len();
-    let mut run = |done: usize, picks: &[usize]| {
-        progress("allocations", done, total);
-        fitting.measure(judge, picks)
-    };
-    let mut measures = Vec::with_capacity(total);
-    for (done, picks) in finalists.iter().chain(uniform.iter().map(|(_, picks)| picks)).enumerate() {
-        measures.push(run(done, picks)?);
+    finalists.push((Kind::Other, fitting.fit(&choices)?));
+    let mut runs = Vec::with_capacity(finalists.len());
+    for (done, (kind, picks)) in finalists.iter().enumerate() {
+        progress("allocations", done, finalists.len());
+        let (measure, proof) = fitting.prove(judge, picks)?;
+        runs.push(Run { kind: *kind, measure, proof });
     }
-    progress("allocations", total, total);
-    let (own, of_uniform) = measures.split_at(finalists.len());
-    let least = |measures: &[Measure]| {
-        let order = |a: &(usize, &Measure), b: &(usize, &Measure)| a.1.loss().total_cmp(&b.1.loss());
-        measures.iter().enumerate().min_by(order).map(|(i, measure)| (i, *measure))
-    };
-    let best_uniform = least(of_uniform).map(|(i, measure)| (uniform[i].0, measure));
-    let Some((best, measure)) = least(own) else { bail!("found no allocation") };
-    fitting.found(&finalists[best], Some(measure), best_uniform)
+    progress("allocations", finalists.len(), finalists.len());
+    let Some(best) = finals::winner(&runs) else { bail!("found no allocation") };
+    fitting.found(&finalists[best].1, Some(runs[best].measure), finals::best_uniform(&runs))
 }
 
 /// An allocation on its way.
@@ -230,6 +226,18 @@ impl Fitting<'_> {
         }
     }
 
+    /// Whether an allocation fills the budget.
+    fn fills(&self, picks: &[usize]) -> Result<bool> {
+        let (bytes, budget) = match self.search.budget {
+            Budget::Package(target) => (self.package(picks)?, target),
+            Budget::BitsPerWeight(_) => {
+                let bytes = |(candidate, &pick): (&Candidate, &usize)| candidate.bytes_of(pick);
+                (self.candidates.iter().zip(picks).map(bytes).sum(), self.weight_budget())
+            }
+        };
+        Ok(bytes <= budget && bytes as f64 >= FULL * budget as f64)
+    }
+
     /// Whether an allocation keeps to the budget.
     fn fits(&self, picks: &[usize]) -> Result<bool> {
         Ok(match self.search.budget {
@@ -271,10 +279,10 @@ impl Fitting<'_> {
         (self.subject.measure)(&program)
     }
 
-    fn measure(&self, judge: &Judge, picks: &[usize]) -> Result<Measure> {
+    fn prove(&self, judge: &Judge, picks: &[usize]) -> Result<(Measure, Proof)> {
         let mut program = self.subject.judged.clone();
         compress_guided(&mut program, &self.config(picks), self.subject.guide.clone())?;
-        judge.judge(program)
+        judge.prove(program)
     }
 
     /// The scheme of most elements for all weights, and others by name.
@@ -297,7 +305,7 @@ impl Fitting<'_> {
             name: candidate.name.clone(),
             scheme: self.search.schemes.get(pick).copied(),
             elements: candidate.elements(),
-            bytes: candidate.bytes.get(pick).copied().flatten().unwrap_or(candidate.dense_bytes()),
+            bytes: candidate.bytes_of(pick),
         };
         let list: Vec<Pick> = self.candidates.iter().zip(picks).map(pick).collect();
         Ok(Found {

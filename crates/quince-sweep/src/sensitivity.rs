@@ -44,6 +44,11 @@ impl Candidate {
     pub fn dense_bytes(&self) -> u64 {
         self.weights.iter().map(|(weight, _)| weight.byte_len() as u64).sum()
     }
+
+    /// Its bytes in one of its forms, of which the last is not to be compressed.
+    pub fn bytes_of(&self, pick: usize) -> u64 {
+        self.bytes.get(pick).copied().flatten().unwrap_or(self.dense_bytes())
+    }
 }
 
 /// The weights that one of the schemes could compress, in the order of the program.

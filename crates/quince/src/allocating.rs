@@ -15,9 +15,11 @@ use quince_sweep::{Budget, Effort, Found, Judge, Measure, Search, Subject, searc
 use serde::Serialize;
 use std::sync::Arc;
 
-/// Tokens that models are compared on, at most and at least, and the multiplications that a run should not be above.
+/// Tokens that models are compared on, at least and at most, and the multiplications that a run should not be above.
 const TOKENS: (u64, u64) = (512, 1024);
 const RUN: u64 = 4_000_000_000;
+/// Tokens of each kind of text that finalists are compared on, likewise.
+const PROOF: (u64, u64) = (512, 4096);
 /// One token of so many that a decoder is run on is of a text that it did not write.
 const FOREIGN: usize = 8;
 /// The most parameters of models whose weights are calibrated to see what they lose.
@@ -90,9 +92,10 @@ fn look(target: &Target, ways: Ways, console: &Console) -> Result<(Found, Option
     let judged = target.judged.unwrap_or(&target.package.program);
     let options = Options { threads: console.threads(), precision: Precision::Default, limits: console.limits() };
     let parameters: u64 = stored::weights(judged).iter().map(|weight| weight.parameters()).sum();
-    let tokens = (RUN / parameters.max(1)).clamp(TOKENS.0, TOKENS.1) as usize;
-    let judge = match windows(target, judged, tokens, &options, console)? {
-        Some(windows) => Some(Judge::new(judged.clone(), windows, options)?),
+    let within = |(least, most): (u64, u64)| (RUN / parameters.max(1)).clamp(least, most) as usize;
+    let tokens = within(TOKENS);
+    let judge = match texts(target, judged, [tokens, within(PROOF)], &options, console)? {
+        Some((windows, proofs)) => Some(Judge::new(judged.clone(), windows, options)?.with_proofs(proofs)),
         None => {
             console.note("note: the program takes no text: squared errors of weights stand for what is lost");
             None
@@ -122,28 +125,38 @@ fn look(target: &Target, ways: Ways, console: &Console) -> Result<(Found, Option
     Ok((found.map_err(|e| e.at(option))?, judge.map(|judge| judge.own())))
 }
 
-/// The texts that a program is run on; nothing if it takes none.
-fn windows(
+type Windows = Vec<Vec<u32>>;
+
+/// The texts that a program is run on, and others by kind for a proof; nothing if it takes none.
+fn texts(
     target: &Target,
     judged: &Program,
-    tokens: usize,
+    [tokens, proof]: [usize; 2],
     options: &Options,
     console: &Console,
-) -> Result<Option<Vec<Vec<u32>>>> {
+) -> Result<Option<(Windows, Vec<Windows>)>> {
     let engine = Arc::new(Engine::load(judged.clone(), options.clone())?);
     let tokenizer = target.tokenizer.as_ref();
     if let Ok(mut decoder) = Decoder::new(engine.clone()) {
-        let Some(tokenizer) = tokenizer else { return Ok(Some(written(&mut decoder, None, tokens, console)?.windows)) };
+        let mut windows = written(&mut decoder, tokenizer, tokens + proof, console)?.windows;
+        let (mut seen, length) = (0, windows.iter().map(Vec::len).max().unwrap_or(2));
+        let enough = windows.iter().take_while(|window| {
+            seen += window.len();
+            seen <= tokens
+        });
+        let own = windows.split_off(enough.count().max(1).min(windows.len()));
+        let Some(tokenizer) = tokenizer else { return Ok(Some((windows, vec![own]))) };
         // What the model is used to, and a little that it is not, where more is lost for each token: a choice that is
         // good for one only is not good.
-        let mut texts = written(&mut decoder, Some(tokenizer), tokens - tokens / FOREIGN, console)?;
-        let length = texts.windows.iter().map(Vec::len).max().unwrap_or(2);
-        texts.windows.extend(Texts::of_text(Texts::BUILT_IN, tokenizer, length, tokens / FOREIGN)?.windows);
-        return Ok(Some(texts.windows));
+        let mut foreign = Texts::of_text(Texts::BUILT_IN, tokenizer, length, usize::MAX)?.windows;
+        let known = foreign.len().min((tokens / FOREIGN).div_ceil(length));
+        windows.extend(foreign.drain(..known));
+        foreign.truncate(proof.div_ceil(length));
+        return Ok(Some((windows, vec![own, foreign])));
     }
     let (Ok(encoder), Some(tokenizer)) = (Embedder::new(engine), tokenizer) else { return Ok(None) };
     let length = encoder.shapes().longest().min(LENGTH);
-    Ok(Some(Texts::of_lines(Texts::BUILT_IN, tokenizer, length, tokens)?.windows))
+    Ok(Some((Texts::of_lines(Texts::BUILT_IN, tokenizer, length, tokens)?.windows, Vec::new())))
 }
 
 /// What a decoder writes itself.
