@@ -4,14 +4,18 @@
 //! Texts ─▶ collect(program) ─▶ file of second moments ─▶ Statistics: the Guide of quince_compress::compress_guided
 //! ```
 //!
+//! [`activation_ranges`] finds how large the values are that weights are multiplied with, for int8 activations.
+//!
 //! The texts may be given, or written by the model itself ([`Texts::written_by`]), which needs no data and shows the
 //! model what it is used to (Liu et al. 2023, LLM-QAT, section 3.1). Encoders, which write nothing, read sentences that
 //! were written for this ([`Texts::BUILT_IN`]).
 
 mod collect;
+mod ranges;
 mod statistics;
 mod texts;
 
 pub use collect::{CollectOptions, Run, Runner, collect};
+pub use ranges::{RangeRule, activation_ranges};
 pub use statistics::Statistics;
 pub use texts::Texts;

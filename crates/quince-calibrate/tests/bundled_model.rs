@@ -1,8 +1,10 @@
 //! What calibration is worth on the bundled model, in perplexity on text that it was not calibrated on.
 
-use quince_calibrate::{CollectOptions, Run, Statistics, Texts, collect};
+use quince_calibrate::{CollectOptions, RangeRule, Run, Statistics, Texts, activation_ranges, collect};
 use quince_checkpoint::Checkpoint;
-use quince_compress::{Guide, Nbits, OptimizationConfig, Palette, compress_guided};
+use quince_compress::{
+    ActivationMode, Guide, Nbits, OptimizationConfig, Palette, activation_inputs, compress_guided, quantize_activations,
+};
 use quince_convert::{Options, convert};
 use quince_engine::Engine;
 use quince_mil::Program;
@@ -51,5 +53,24 @@ fn calibration_saves_much_of_what_low_bits_cost() {
             measured(program, &tokenizer)
         });
         assert!(calibrated - original < most * (plain - original), "{bits} bits: {original} {plain} {calibrated}");
+    }
+}
+
+#[test]
+fn activations_in_int8_cost_little() {
+    let tokenizer = Tokenizer::from_dir(model()).unwrap();
+    // Other text than that which is measured.
+    let text = std::fs::read_to_string(model().join("heldout_stories.txt")).unwrap();
+    let texts = Texts::of_text(&text[12000..20000], &tokenizer, 256, 2048).unwrap();
+    let original = measured(program(), &tokenizer);
+    let inputs: Vec<String> = activation_inputs(&program().functions[0]).map(|(_, name)| name).collect();
+    for (rule, most) in [(RangeRule::MinMax, 1.01), (RangeRule::Percentile, 1.005), (RangeRule::Entropy, 1.01)] {
+        let mut runs = [Run { runner: &mut decoder(program()), texts: texts.clone() }];
+        let ranges = activation_ranges(&program(), &mut runs, rule, &mut |_, _| ()).unwrap();
+        let mut program = program();
+        let report = quantize_activations(&mut program, &ranges, ActivationMode::Symmetric).unwrap();
+        assert!(report.left.is_empty() && inputs.iter().all(|name| report.quantized.contains(name)));
+        let found = measured(program, &tokenizer);
+        assert!(found != original && found < most * original, "{rule:?}: {original} {found}");
     }
 }

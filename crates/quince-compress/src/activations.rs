@@ -36,6 +36,28 @@ impl ActivationRanges {
         Ok(())
     }
 
+    /// The same, also for variables that were never seen: what meets the same weight in several functions has one range,
+    /// under whatever names, because a prefill computes less of its last layer than a decode does.
+    fn shared(&self, program: &Program) -> Result<ActivationRanges> {
+        let mut met: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+        for function in &program.functions {
+            for operation in &function.block.operations {
+                if let (Some((x, _)), Some(weight)) = (activation(function, operation), operation.var("weight")) {
+                    let names = met.entry(&function.var(weight).name).or_default();
+                    names.push(function.var(x).name.clone());
+                }
+            }
+        }
+        let mut shared = self.clone();
+        for names in met.values() {
+            let known: Vec<(f64, f64)> = names.iter().filter_map(|name| self.get(name)).collect();
+            for (name, (low, high)) in names.iter().flat_map(|name| known.iter().map(move |range| (name, *range))) {
+                shared.widen(name, low, high)?;
+            }
+        }
+        Ok(shared)
+    }
+
     /// The range of a variable.
     pub fn get(&self, name: &str) -> Option<(f64, f64)> {
         self.0.get(name).copied()
@@ -60,6 +82,19 @@ pub struct ActivationReport {
     pub left: Vec<String>,
 }
 
+/// The floating-point values that `linear` and `conv` take: variable and name, once for each operation that takes them.
+pub fn activation_inputs(function: &Function) -> impl Iterator<Item = (Var, String)> + '_ {
+    let inputs = function.block.operations.iter().filter_map(|operation| activation(function, operation));
+    inputs.map(|(var, _)| (var, function.var(var).name.clone()))
+}
+
+/// What an operation takes that is to be quantized, and its type.
+fn activation(function: &Function, operation: &Operation) -> Option<(Var, DType)> {
+    let var = operation.var("x").filter(|_| matches!(operation.op_name(), "linear" | "conv"))?;
+    let dtype = function.ty(var).as_tensor()?.dtype;
+    dtype.is_float().then_some((var, dtype))
+}
+
 /// Quantizes what `linear` and `conv` take to int8.
 ///
 /// # Errors
@@ -70,6 +105,7 @@ pub fn quantize_activations(
     mode: ActivationMode,
 ) -> Result<ActivationReport> {
     let mut report = ActivationReport::default();
+    let ranges = &ranges.shared(program)?;
     for function in &mut program.functions {
         if function.opset < Opset::CoreML7 {
             bail!(
@@ -97,9 +133,7 @@ fn quantize(
 ) -> Result<()> {
     let mut done: HashMap<Var, Var> = HashMap::new();
     for mut operation in std::mem::take(&mut function.block.operations) {
-        let wanted = matches!(operation.op_name(), "linear" | "conv");
-        let float = |var: &Var| function.ty(*var).as_tensor().map(|ty| ty.dtype).filter(|dtype| dtype.is_float());
-        if let Some((var, dtype)) = operation.var("x").filter(|_| wanted).and_then(|var| Some((var, float(&var)?))) {
+        if let Some((var, dtype)) = activation(function, &operation) {
             let name = function.var(var).name.clone();
             let quantized = match (done.get(&var), ranges.get(&name)) {
                 (Some(quantized), _) => Some(*quantized),
@@ -214,6 +248,29 @@ mod tests {
             values.iter().for_each(|&v| ranges.widen(name, f64::from(v), f64::from(v)).unwrap());
         }
         ranges
+    }
+
+    #[test]
+    fn what_meets_the_same_weight_has_the_same_range() {
+        let mut program = program(Opset::CoreML7);
+        let mut ranges = ranges(&program);
+        ranges.widen("total", -90.0, 1.0).unwrap();
+        let vars = &mut program.functions[1].vars;
+        vars.iter_mut().filter(|var| var.name == "sum").for_each(|var| var.name = "total".to_owned());
+        let report = quantize_activations(&mut program, &ranges, ActivationMode::Symmetric).unwrap();
+        assert_eq!((report.quantized.len(), report.left.len()), (3, 0));
+        let scale = |function: &Function| {
+            let last = function.block.operations.iter().rfind(|operation| operation.op_name() == "quantize").unwrap();
+            let Some(Arg::Value(scale)) = last.arg("scale") else { panic!("{last:?}") };
+            scale.tensor().unwrap().to_f32().unwrap()
+        };
+        let [one, two] = [0, 1].map(|i| scale(&program.functions[i]));
+        assert_eq!(one, two);
+        assert!((one[0] - 90.0 / 127.0).abs() < 1e-3, "{one:?}");
+        // Nothing is known of what no function has seen.
+        let report =
+            quantize_activations(&mut self::program(Opset::CoreML7), &Default::default(), ActivationMode::Asymmetric);
+        assert!(report.is_err());
     }
 
     #[test]

@@ -38,7 +38,7 @@ mod scheme;
 mod test_weights;
 mod values;
 
-pub use activations::{ActivationMode, ActivationRanges, ActivationReport, quantize_activations};
+pub use activations::{ActivationMode, ActivationRanges, ActivationReport, activation_inputs, quantize_activations};
 pub use allocate::{Choice, allocate, allocated_bytes};
 pub use bits::Nbits;
 pub use calibrated::{Factor, Guide, Moments};

@@ -1,16 +1,18 @@
 //! `quince compress`: compresses the weights of a package that exists.
 
 use super::convert::Compression;
-use crate::allocating;
+use crate::allocating::{self, Compressed};
 use crate::bundling::{self, Draft};
 use crate::console::Console;
 use crate::failure::{Failure, Result};
 use crate::loading;
+use crate::options::activations::ActivationArgs;
 use crate::options::calibration::CalibrationArgs;
-use crate::options::compression::{self, CompressionArgs};
+use crate::options::compression::{self, Asked, CompressionArgs};
 use crate::options::recipe::{self, RECIPE};
 use crate::options::target::Units;
 use crate::output::{self, Existing, Output};
+use quince_mlpackage::Package;
 use quince_runtime::Bundle;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -39,6 +41,8 @@ pub struct Args {
     compression: CompressionArgs,
     #[command(flatten)]
     calibration: CalibrationArgs,
+    #[command(flatten)]
+    activations: ActivationArgs,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -46,45 +50,62 @@ pub struct Args {
 
 /// Compresses, and prints what the rules touched.
 pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
-    let Some(asked) = args.compression.asked(args.compute_units.devices())? else {
+    let asked = args.compression.asked(args.compute_units.devices())?;
+    if asked.is_none() && !args.activations.asked() {
         return Err(Failure::usage_hint(
             "found nothing to do, expected a way to compress",
             "add --wbits 4, --quantize int8, --sparsity 0.5, --target-size 900MB or --recipe FILE",
         ));
-    };
+    }
     let existing = if args.force { Existing::Replace } else { Existing::Refuse };
     output::vacant(&args.output, existing)?;
     let bundle = Bundle::open(&args.package)?;
     let mut package = bundle.read_package()?;
+    let before = package.program.clone();
+    let compressed = asked.map(|asked| compressed(args, asked, &bundle, &mut package, console)).transpose()?;
     let tokenizer = || loading::tokenizer(bundle.directory());
-    let beside = output::directory(&args.output);
-    let guide = args.calibration.guide(&package.program, tokenizer, beside, console)?;
-    let tokenizer = loading::tokenizer(bundle.directory())?;
-    let target = allocating::Target { package: &mut package, judged: None, guide, tokenizer };
-    let compressed = allocating::compress(target, asked, console)
-        .map_err(|e| e.at(args.package.display()).hint("weights that are compressed already stay as they are"))?;
-    compression::warnings(&compressed.config, &args.calibration)
-        .iter()
-        .for_each(|warning| console.note(&format!("warning: {warning}")));
-    let report = compressed.report;
-    if report.raised.is_some() {
-        console.note("warning: the package now needs iOS 16 or macOS 13: systems before have no compressed weights");
-    }
+    let activations =
+        args.activations.quantize(&mut package.program, &before, &args.calibration, tokenizer, console)?;
     match bundle.manifest() {
         None => drop(bundling::write_package(&package, &args.output, console)?),
         Some(manifest) => {
             let staged = Output::create(&args.output, existing)?;
             let mut draft = Draft::of_manifest(manifest, bundle.directory());
-            draft.made.insert(RECIPE.to_string(), recipe::text(&compressed.config));
+            let recipe = compressed.as_ref().map(|compressed| recipe::text(&compressed.config));
+            draft.made.extend(recipe.map(|text| (RECIPE.to_string(), text)));
             bundling::write_bundle(&package, draft, &staged.path(), console)?;
             staged.finish()?;
         }
     }
-    let report = Compression::of(&report, compressed.allocation);
+    let report = compressed.map(|compressed| Compression::of(&compressed.report, compressed.allocation));
+    let report = Compression::with_activations(report, activations).unwrap_or_default();
     if args.json {
         console.json(&report)?
     } else {
         console.print(&report.text())?
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Compresses the weights of a package.
+fn compressed(
+    args: &Args,
+    asked: Asked,
+    bundle: &Bundle,
+    package: &mut Package,
+    console: &Console,
+) -> Result<Compressed> {
+    let tokenizer = || loading::tokenizer(bundle.directory());
+    let beside = output::directory(&args.output);
+    let guide = args.calibration.guide(&package.program, tokenizer, beside, console)?;
+    let target = allocating::Target { package, judged: None, guide, tokenizer: tokenizer()? };
+    let compressed = allocating::compress(target, asked, console)
+        .map_err(|e| e.at(args.package.display()).hint("weights that are compressed already stay as they are"))?;
+    compression::warnings(&compressed.config, &args.calibration)
+        .iter()
+        .for_each(|warning| console.note(&format!("warning: {warning}")));
+    if compressed.report.raised.is_some() {
+        console.note("warning: the package now needs iOS 16 or macOS 13: systems before have no compressed weights");
+    }
+    Ok(compressed)
 }

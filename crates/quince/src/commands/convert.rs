@@ -11,6 +11,7 @@ use crate::bundling::{self, Draft};
 use crate::console::Console;
 use crate::failure::{Failure, Result};
 use crate::loading;
+use crate::options::activations::ActivationArgs;
 use crate::options::calibration::CalibrationArgs;
 use crate::options::compression::{self, Asked, CompressionArgs};
 use crate::options::hub::HubArgs;
@@ -129,6 +130,8 @@ pub struct Args {
     compression: CompressionArgs,
     #[command(flatten)]
     calibration: CalibrationArgs,
+    #[command(flatten)]
+    activations: ActivationArgs,
     /// Keep the integers of a quantized checkpoint (GGUF, MLX) where Core ML can express them: in blocks, for GPU and CPU
     #[arg(long, help_heading = "Compression")]
     keep_quantization: bool,
@@ -217,8 +220,7 @@ pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
     output::vacant(&args.output, existing)?;
     // Asked here only to name the option: the conversion would refuse it too.
     Target::of_units(args.compute_units.into()).map_err(|e| Failure::Usage(e.at("--compute-units")))?;
-    args.check()?;
-    args.calibration.check(asked.as_ref().map(Asked::config).as_ref())?;
+    args.check(asked.as_ref())?;
     let model = args.hub.path(&args.model, console)?;
     let original = Checkpoint::open(&model)?;
     let opened = args.adapters.open(&args.functions())?;
@@ -238,10 +240,9 @@ pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
     };
     let mut package = Package::new(std::mem::take(&mut converted.program));
     describe(&mut package, &converted, args.compute_units);
-    let compressed =
-        asked.map(|asked| compressed(args, asked, &checkpoint, &adapters, &mut package, console)).transpose()?;
+    let (compression, recipe) =
+        compress(args, asked, (&checkpoint, &adapters), &mut package, &mut warnings, console)?;
     converted.program = package.program.clone();
-    let (compression, recipe) = told(args, compressed, &mut warnings);
     warnings.iter().for_each(|warning| console.note(&format!("warning: {warning}")));
     let mut report = Report::new(&args.output, &checkpoint, &converted, compression, warnings);
     report.kept(kept);
@@ -279,7 +280,10 @@ pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
 
 impl Args {
     /// What does not go together, whatever the model.
-    fn check(&self) -> Result<()> {
+    fn check(&self, asked: Option<&Asked>) -> Result<()> {
+        if !self.activations.asked() {
+            self.calibration.check(asked.map(Asked::config).as_ref())?;
+        }
         for (option, tokens) in [("--prefill-length", self.prefill_length), ("--length", self.length)] {
             if let (Some(tokens), Some(context)) = (tokens, self.context)
                 && tokens > context
@@ -291,12 +295,33 @@ impl Args {
     }
 }
 
-/// Compresses the program of a package, by what its weights are multiplied with if that is asked for.
+/// Compresses the program of a package: what was done, for the report, and the recipe, for the bundle.
+fn compress(
+    args: &Args,
+    asked: Option<Asked>,
+    model: (&Checkpoint, &Adapters),
+    package: &mut Package,
+    warnings: &mut Vec<String>,
+    console: &Console,
+) -> Result<(Option<Compression>, Option<String>)> {
+    let before = package.program.clone();
+    let compressed = asked.map(|asked| compressed(args, asked, model, package, console)).transpose()?;
+    let tokenizer = || loading::tokenizer_of(model.0);
+    let activations =
+        args.activations.quantize(&mut package.program, &before, &args.calibration, tokenizer, console)?;
+    let recipe = compressed.as_ref().map(|compressed| {
+        warnings.extend(compression::warnings(&compressed.config, &args.calibration));
+        recipe::text(&compressed.config)
+    });
+    let compression = compressed.map(|compressed| Compression::of(&compressed.report, compressed.allocation));
+    Ok((Compression::with_activations(compression, activations), recipe))
+}
+
+/// Compresses its weights, by what they are multiplied with if that is asked for.
 fn compressed(
     args: &Args,
     asked: Asked,
-    checkpoint: &Checkpoint,
-    adapters: &Adapters,
+    (checkpoint, adapters): (&Checkpoint, &Adapters),
     package: &mut Package,
     console: &Console,
 ) -> Result<Compressed> {
@@ -310,18 +335,6 @@ fn compressed(
         judged = convert_with(checkpoint, adapters, &options).ok().map(|converted| converted.program);
     }
     allocating::compress(allocating::Target { package, judged: judged.as_ref(), guide, tokenizer }, asked, console)
-}
-
-/// What was compressed, for the report; and the recipe, for the bundle.
-fn told(
-    args: &Args,
-    compressed: Option<Compressed>,
-    warnings: &mut Vec<String>,
-) -> (Option<Compression>, Option<String>) {
-    let Some(compressed) = compressed else { return (None, None) };
-    warnings.extend(compression::warnings(&compressed.config, &args.calibration));
-    let text = recipe::text(&compressed.config);
-    (Some(Compression::of(&compressed.report, compressed.allocation)), Some(text))
 }
 
 /// The validation of what was written, if it was asked for.

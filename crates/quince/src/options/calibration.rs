@@ -2,9 +2,9 @@
 
 use crate::console::{Console, Counted};
 use crate::failure::{Failure, Result, refused};
-use quince_calibrate::{CollectOptions, Run, Statistics, Texts, collect};
+use quince_calibrate::{CollectOptions, RangeRule, Run, Statistics, Texts, activation_ranges, collect};
 use quince_checkpoint::sha256;
-use quince_compress::{Guide, OptimizationConfig};
+use quince_compress::{ActivationRanges, Guide, OptimizationConfig};
 use quince_engine::{Engine, Options, Precision};
 use quince_mil::Program;
 use quince_runtime::{Decoder, Embedder, Tokenizer};
@@ -24,7 +24,7 @@ pub struct CalibrationArgs {
     #[arg(long, value_name = "FILE", num_args = 0..=1)]
     calibrate: Option<Option<PathBuf>>,
     /// Tokens that the model is run on
-    #[arg(long, value_name = "N", default_value_t = 16384, requires = "calibrate")]
+    #[arg(long, value_name = "N", default_value_t = 16384)]
     calibration_tokens: usize,
 }
 
@@ -46,6 +46,23 @@ impl CalibrationArgs {
             Some(Some(file)) => sha256(file)?,
         };
         Ok(Some(format!("{source}, {} tokens", self.calibration_tokens)))
+    }
+
+    /// The ranges of the values that the layers of a program take, on the text for calibration if one is given.
+    ///
+    /// # Errors
+    /// As [`CalibrationArgs::guide`].
+    pub fn ranges(
+        &self,
+        program: &Program,
+        tokenizer: Option<&Tokenizer>,
+        rule: RangeRule,
+        console: &Console,
+    ) -> Result<ActivationRanges> {
+        let given = self.calibrate.iter().flatten().find(|file| !is_statistics(file));
+        let (text, tokens) = (given.map(PathBuf::as_path), self.calibration_tokens);
+        let source = Source { tokenizer, text, tokens, console };
+        on_texts(program, &source, &mut |runs, progress| activation_ranges(program, runs, rule, progress))
     }
 
     /// Calibration is for a way to compress.
@@ -72,7 +89,7 @@ impl CalibrationArgs {
         console: &Console,
     ) -> Result<Option<Arc<dyn Guide>>> {
         let Some(source) = &self.calibrate else { return Ok(None) };
-        if let Some(file) = source.as_ref().filter(|file| file.extension().is_some_and(|e| e == "safetensors")) {
+        if let Some(file) = source.as_ref().filter(|file| is_statistics(file)) {
             return Ok(Some(Arc::new(Statistics::open(file)?)));
         }
         let file = tempfile::Builder::new().prefix(".quince-").suffix(".safetensors").tempfile_in(directory);
@@ -95,28 +112,38 @@ pub fn statistics(
     file: &Path,
     console: &Console,
 ) -> Result<()> {
+    let source = Source { tokenizer, text, tokens, console };
+    on_texts(program, &source, &mut |runs, progress| collect(program, runs, file, CollectOptions::default(), progress))
+}
+
+/// Who is told how many texts of how many were run.
+type Progress<'a> = &'a mut dyn FnMut(usize, usize);
+
+/// Does something with a program and its texts.
+fn on_texts<T>(
+    program: &Program,
+    source: &Source,
+    work: &mut dyn FnMut(&mut [Run], Progress) -> quince_tensor::Result<T>,
+) -> Result<T> {
+    let console = source.console;
     let options = Options { threads: console.threads(), precision: Precision::Default, limits: console.limits() };
     let engine = Arc::new(Engine::load(program.clone(), options)?);
-    let source = Source { tokenizer, text, tokens, console };
     // A program may be both, each with weights of its own.
-    let mut decoder = Decoder::new(engine.clone());
-    let mut embedder = Embedder::new(engine);
+    let (mut decoder, mut embedder) = match (Decoder::new(engine.clone()), Embedder::new(engine)) {
+        (Err(error), Err(_)) => return Err(error.into()),
+        (decoder, embedder) => (decoder.ok(), embedder.ok()),
+    };
     let mut runs = Vec::new();
-    if let Ok(decoder) = &mut decoder {
+    if let Some(decoder) = &mut decoder {
         let texts = source.of_decoder(decoder)?;
         runs.push(Run { runner: decoder, texts });
     }
-    if let Ok(embedder) = &mut embedder {
+    if let Some(embedder) = &mut embedder {
         let texts = source.of_encoder(embedder.shapes().longest())?;
         runs.push(Run { runner: embedder, texts });
     }
-    if runs.is_empty() {
-        // The borrows have ended without anything borrowed.
-        drop(runs);
-        return Ok(decoder.map(drop)?);
-    }
     let bar = console.bar("calibrating", 0, Counted::Things("texts"));
-    let found = collect(program, &mut runs, file, CollectOptions::default(), &mut |done, total| {
+    let found = work(&mut runs, &mut |done, total| {
         bar.set_length(total as u64);
         bar.set_position(done as u64);
     });
@@ -166,6 +193,11 @@ impl Source<'_> {
         let missing = || Failure::usage("--calibrate: found no tokenizer, expected one beside the model");
         self.tokenizer.ok_or_else(missing)
     }
+}
+
+/// Whether a file is one of `quince calibrate`.
+fn is_statistics(file: &Path) -> bool {
+    file.extension().is_some_and(|ending| ending == "safetensors")
 }
 
 fn read(path: &Path) -> Result<String> {

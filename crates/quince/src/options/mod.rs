@@ -1,5 +1,6 @@
 //! Options that several commands share: as typed, and what they mean once checked.
 
+pub mod activations;
 pub mod adapter;
 pub mod calibration;
 pub mod calls;

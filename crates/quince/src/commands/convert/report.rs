@@ -4,6 +4,7 @@ use super::adapters::Reported;
 use super::keep::Kept;
 use crate::allocating::Allocation;
 use crate::console::table;
+use crate::options::activations::Activations;
 use crate::stored;
 use crate::units;
 use crate::validating;
@@ -58,12 +59,14 @@ struct Component {
 }
 
 /// What the rules of compression did.
-#[derive(Serialize)]
+#[derive(Default, Serialize)]
 pub struct Compression {
     rules: Vec<Rule>,
     left: Vec<Left>,
     #[serde(skip_serializing_if = "Option::is_none")]
     allocation: Option<Allocation>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    activations: Option<Activations>,
 }
 
 #[derive(Clone, Serialize)]
@@ -229,7 +232,15 @@ impl Compression {
         };
         let left = |(weight, reason): &(String, String)| Left { weight: weight.clone(), reason: reason.clone() };
         let rules = report.rules.iter().map(rule).collect();
-        Compression { rules, left: report.left.iter().map(left).collect(), allocation }
+        Compression { rules, left: report.left.iter().map(left).collect(), allocation, activations: None }
+    }
+
+    /// The same with what became of activations, if anything did.
+    pub fn with_activations(compression: Option<Compression>, activations: Option<Activations>) -> Option<Compression> {
+        if compression.is_none() && activations.is_none() {
+            return None;
+        }
+        Some(Compression { activations, ..compression.unwrap_or_default() })
     }
 
     /// For people.
@@ -242,12 +253,15 @@ impl Compression {
             };
             vec![rule.selector.clone(), rule.scheme.clone(), weights, before, after]
         };
-        let mut text =
-            table(&["rule", "scheme", "weights", "before", "after"], &[2, 3, 4], shown(&self.rules).iter().map(row));
+        let mut text = match self.rules[..] {
+            [] => String::new(),
+            _ => table(&["rule", "scheme", "weights", "before", "after"], &[2, 3, 4], shown(&self.rules).iter().map(row)),
+        };
         for left in &self.left {
             text += &format!("left as it is: {}: {}\n", left.weight, left.reason);
         }
         text += &self.allocation.as_ref().map_or(String::new(), Allocation::text);
+        text += &self.activations.as_ref().map_or(String::new(), Activations::text);
         text
     }
 }
