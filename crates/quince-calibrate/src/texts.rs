@@ -1,7 +1,10 @@
 //! The texts that a model is run on.
 
-use quince_runtime::{Decoder, LanguageModel, Sampler, SamplerOptions, SpecialTokens, Tokenizer};
-use quince_tensor::{Result, bail};
+use quince_runtime::{
+    ChatRequest, Decoder, LanguageModel, Message, Moment, Sampler, SamplerOptions, SpecialTokens, Tokenizer,
+};
+use quince_tensor::{Error, Result, bail};
+use serde_json::{Map, Value};
 use std::ops::ControlFlow;
 
 /// Texts as tokens, each of which the model takes at once.
@@ -60,6 +63,54 @@ impl Texts {
         Ok(texts)
     }
 
+    /// Conversations and texts, a JSON object on each line: `messages`, and `tools` where there are some, which go through
+    /// the chat template, or `text`. What is longer than `length` tokens is cut into pieces; of too many, those are taken
+    /// that are spread evenly over all.
+    ///
+    /// # Errors
+    /// A line that is neither, with its number; conversations without a chat template.
+    pub fn of_json_lines(text: &str, tokenizer: &Tokenizer, length: usize, tokens: usize) -> Result<Texts> {
+        let begin = tokenizer.begin_of_text()?;
+        let all = entries(text).map(|(number, entry)| {
+            let encoded = entry.and_then(|entry| match entry {
+                Entry::Text(text) => {
+                    let tokens = tokenizer.encode(&text, SpecialTokens::Omit)?;
+                    Ok(begin.into_iter().chain(tokens).collect::<Vec<u32>>())
+                }
+                Entry::Messages { messages, tools } => {
+                    let request = ChatRequest {
+                        add_generation_prompt: false,
+                        tools: &tools,
+                        // The same day always: calibration has the same result whenever it is done.
+                        ..ChatRequest::new(&messages, Moment { unix_seconds: 1_767_225_600, utc_offset_seconds: 0 })
+                    };
+                    Ok(tokenizer.apply_chat_template(None, &request)?.1)
+                }
+            });
+            encoded.map_err(|e| e.at(format!("line {number}")))
+        });
+        let all: Vec<Vec<u32>> = all.collect::<Result<_>>()?;
+        let pieces: Vec<Vec<u32>> = all.iter().flat_map(|one| one.chunks(length.max(1))).map(<[u32]>::to_vec).collect();
+        let count: usize = pieces.iter().map(Vec::len).sum();
+        if count == 0 {
+            bail!("found no line with tokens, expected lines such as {{\"text\": \"...\"}}");
+        }
+        Ok(Texts { windows: spread(pieces, count, tokens) })
+    }
+
+    /// The texts of such lines, one on each line, for who takes sentences.
+    ///
+    /// # Errors
+    /// A line without text.
+    pub fn lines_of_json(text: &str) -> Result<String> {
+        let line = |(number, entry): (usize, Result<Entry>)| match entry {
+            Ok(Entry::Text(text)) => Ok(text.replace(['\n', '\r'], " ") + "\n"),
+            Ok(Entry::Messages { .. }) => bail!("line {number}: found a conversation, expected `text`"),
+            Err(error) => Err(error.at(format!("line {number}"))),
+        };
+        entries(text).map(line).collect()
+    }
+
     /// Texts that the model writes itself, drawn from its own probabilities until there are `tokens` tokens; no text is
     /// longer than `length`. Each begins with `begin`, or with a token drawn at random, and ends where the model ends it.
     /// `progress` hears how many tokens there are.
@@ -106,6 +157,35 @@ impl Texts {
     /// The number of tokens.
     pub fn tokens(&self) -> usize {
         self.windows.iter().map(Vec::len).sum()
+    }
+}
+
+/// What a line of JSON holds.
+enum Entry {
+    Messages { messages: Vec<Message>, tools: Vec<Value> },
+    Text(String),
+}
+
+/// The lines that are not empty, with their numbers.
+fn entries(text: &str) -> impl Iterator<Item = (usize, Result<Entry>)> + '_ {
+    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    lines.map(|(index, line)| (index + 1, entry(line)))
+}
+
+fn entry(line: &str) -> Result<Entry> {
+    let wrong = |e: serde_json::Error| Error::new(e.to_string());
+    let mut fields: Map<String, Value> = serde_json::from_str(line).map_err(wrong)?;
+    match (fields.remove("messages"), fields.remove("text")) {
+        (Some(messages), _) => Ok(Entry::Messages {
+            messages: serde_json::from_value(messages).map_err(|e| wrong(e).at("`messages`"))?,
+            tools: match fields.remove("tools") {
+                None | Some(Value::Null) => Vec::new(),
+                Some(tools) => serde_json::from_value(tools).map_err(|e| wrong(e).at("`tools`"))?,
+            },
+        }),
+        (None, Some(Value::String(text))) => Ok(Entry::Text(text)),
+        (None, Some(other)) => bail!("`text`: found {other}, expected a string"),
+        (None, None) => bail!("found neither `messages` nor `text`, expected one of them"),
     }
 }
 

@@ -74,3 +74,32 @@ fn activations_in_int8_cost_little() {
         assert!(found != original && found < most * original, "{rule:?}: {original} {found}");
     }
 }
+
+#[test]
+fn transcripts_go_through_the_template() {
+    let tokenizer = Tokenizer::from_dir(model()).unwrap();
+    let lines = "{\"messages\": [{\"role\": \"user\", \"content\": \"Who are you?\"}, \
+                 {\"role\": \"assistant\", \"content\": \"A model.\"}]}\n\n{\"text\": \"One day a\\nfox.\"}\n";
+    let texts = Texts::of_json_lines(lines, &tokenizer, 256, 1000).unwrap();
+    let text = |window: &Vec<u32>| tokenizer.decode(window, SpecialTokens::Include).unwrap();
+    let [conversation, plain] = &texts.windows.iter().map(text).collect::<Vec<_>>()[..] else { panic!("{texts:?}") };
+    for part in ["user", "Who are you?", "assistant", "A model."] {
+        assert!(conversation.contains(part), "{conversation}");
+    }
+    // The answer is there already: no header of another follows it.
+    assert_eq!(conversation.matches("assistant").count(), 1, "{conversation}");
+    assert!(plain.ends_with("One day a\nfox."), "{plain}");
+    let pieces = Texts::of_json_lines(lines, &tokenizer, 4, 1000).unwrap();
+    assert!(pieces.windows.len() > 4 && pieces.windows.iter().all(|piece| piece.len() <= 4));
+    assert_eq!(pieces.tokens(), texts.tokens());
+    assert_eq!(Texts::lines_of_json("{\"text\": \"One day a\\nfox.\"}").unwrap(), "One day a fox.\n");
+    for (lines, expected) in [
+        ("{\"text\": \"a\"}\n{\"prompt\": \"b\"}", "line 2: found neither `messages` nor `text`"),
+        ("{\"text\": 7}", "line 1: `text`: found 7, expected a string"),
+        ("{\"messages\": [{\"content\": \"b\"}]}", "found no `role`"),
+        ("plain", "line 1: "),
+    ] {
+        let error = Texts::of_json_lines(lines, &tokenizer, 256, 1000).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+}

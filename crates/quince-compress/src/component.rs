@@ -73,6 +73,13 @@ impl Component {
     }
 }
 
+/// The number of the layer that a name tells: that after `layers` or the like, else the first.
+pub fn layer_of(name: &str) -> Option<usize> {
+    let words = || name.split(['.', '_']);
+    let after = words().skip_while(|word| !matches!(*word, "layers" | "layer" | "h" | "blocks")).nth(1);
+    after.and_then(|word| word.parse().ok()).or_else(|| words().find_map(|word| word.parse().ok()))
+}
+
 impl fmt::Display for Component {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
@@ -105,6 +112,15 @@ mod tests {
         ] {
             assert_eq!(Component::of(name), expected, "{name}");
         }
+    }
+
+    #[test]
+    fn layers_are_told_by_names() {
+        assert_eq!(layer_of("model.layers.12.mlp.up_proj.weight"), Some(12));
+        assert_eq!(layer_of("transformer_h_3_attn_c_attn_weight"), Some(3));
+        assert_eq!(layer_of("m_model_layers_0_self_attn_q_proj_weight_to_fp16"), Some(0));
+        assert_eq!(layer_of("0.auto_model.encoder.layer.5.output.dense.weight"), Some(5));
+        assert_eq!(layer_of("model.embed_tokens.weight"), None);
     }
 
     #[test]

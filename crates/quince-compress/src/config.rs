@@ -1,6 +1,6 @@
 //! Which weight gets which scheme.
 
-use crate::{Component, Nbits, Scheme};
+use crate::{Component, Nbits, Scheme, layer_of};
 use quince_mil::{Result, bail};
 use std::fmt;
 use std::str::FromStr;
@@ -30,6 +30,15 @@ pub enum Selector {
     Default,
     /// The weights of a part of the model.
     Component(Component),
+    /// The weights of some layers, or those of a part of the model in them.
+    Layers {
+        /// The number of the first layer.
+        first: usize,
+        /// That of the last.
+        last: usize,
+        /// The part, if not all of them.
+        component: Option<Component>,
+    },
     /// Weights whose name matches a pattern, in which `*` stands for any characters; dots and underscores are equal.
     Name(String),
 }
@@ -44,8 +53,8 @@ impl OptimizationConfig {
         OptimizationConfig { rules, weight_threshold: OptimizationConfig::WEIGHT_THRESHOLD }
     }
 
-    /// Adds rules written as `attention=6,mlp=4,*.0.mlp.*=8,lm_head=none`: a part of the model or a name pattern, and the
-    /// bits of its palette, or `none`. `base` gives what a palette is besides its bits.
+    /// Adds rules written as `attention=6,layers.0-1=8,*.mlp.up_proj.*=3,lm_head=none`: a part of the model, layers or a name
+    /// pattern, and the bits of its palette, or `none`. `base` gives what a palette is besides its bits.
     pub fn add_mixed_precision(&mut self, text: &str, base: Scheme) -> Result<()> {
         for item in text.split(',').map(str::trim).filter(|item| !item.is_empty()) {
             let Some((selector, bits)) = item.split_once('=') else {
@@ -82,6 +91,10 @@ impl Selector {
         match self {
             Selector::Default => true,
             Selector::Component(component) => Component::of(name) == *component,
+            Selector::Layers { first, last, component } => {
+                layer_of(name).is_some_and(|layer| (*first..=*last).contains(&layer))
+                    && component.is_none_or(|component| Component::of(name) == component)
+            }
             Selector::Name(pattern) => glob(&pattern.replace('.', "_"), &name.replace('.', "_")),
         }
     }
@@ -90,7 +103,8 @@ impl Selector {
         match self {
             Selector::Default => 0,
             Selector::Component(_) => 1,
-            Selector::Name(_) => 2,
+            Selector::Layers { .. } => 2,
+            Selector::Name(_) => 3,
         }
     }
 }
@@ -112,20 +126,34 @@ fn glob(pattern: &str, name: &str) -> bool {
 impl FromStr for Selector {
     type Err = quince_mil::Error;
 
-    /// A component's name, or a name pattern with a `*`, `.` or `_`.
+    /// A component's name, layers (`layers.3`, `layers.0-3`, `layers.0-3.mlp`), or a name pattern with a `*`, `.` or `_`.
     fn from_str(text: &str) -> Result<Selector> {
         if let Some(component) = Component::from_name(text) {
             return Ok(Selector::Component(component));
+        }
+        if let Some(layers) = text.strip_prefix("layers.").and_then(layers) {
+            return Ok(layers);
         }
         if text.contains(['*', '.', '_']) {
             return Ok(Selector::Name(text.to_owned()));
         }
         let names: Vec<&str> = Component::all().map(Component::name).collect();
         bail!(
-            "found `{text}`, expected one of {} or a pattern of names", names.join(", ");
-            hint: "a pattern has a `*`, for example *.layers.0.*"
+            "found `{text}`, expected one of {}, layers or a pattern of names", names.join(", ");
+            hint: "layers are written layers.0-3 or layers.0-3.mlp; a pattern has a `*`, for example *.q_proj.*"
         )
     }
+}
+
+/// `3`, `0-3` or `0-3.mlp`.
+fn layers(text: &str) -> Option<Selector> {
+    let (numbers, component) = match text.split_once('.') {
+        Some((numbers, component)) => (numbers, Some(Component::from_name(component)?)),
+        None => (text, None),
+    };
+    let (first, last) = numbers.split_once('-').unwrap_or((numbers, numbers));
+    let (first, last) = (first.parse().ok()?, last.parse().ok()?);
+    (first <= last).then_some(Selector::Layers { first, last, component })
 }
 
 impl fmt::Display for Selector {
@@ -133,6 +161,13 @@ impl fmt::Display for Selector {
         match self {
             Selector::Default => f.write_str("all weights"),
             Selector::Component(component) => write!(f, "{component}"),
+            Selector::Layers { first, last, component } => {
+                write!(f, "layers.{first}")?;
+                if last > first {
+                    write!(f, "-{last}")?;
+                }
+                component.map_or(Ok(()), |component| write!(f, ".{component}"))
+            }
             Selector::Name(pattern) => f.write_str(pattern),
         }
     }
@@ -147,12 +182,22 @@ mod tests {
     fn the_most_particular_rule_counts() {
         let base: Scheme = Palette::kmeans(Nbits::new(4).unwrap(), Some(16)).into();
         let mut config = OptimizationConfig::all(base);
-        config.add_mixed_precision("attention=6, *.layers.0.*=8,lm_head=none", base).unwrap();
+        config
+            .add_mixed_precision("attention=6, *.layers.0.*=8,lm_head=none,layers.2-3=2,layers.3.mlp=1", base)
+            .unwrap();
         let bits = |name: &str| config.rules[config.rule_for(name).unwrap()].scheme.map(Scheme::bits);
         assert_eq!(bits("model.layers.1.self_attn.q_proj.weight"), Some(6.0));
         assert_eq!(bits("model_layers_0_self_attn_q_proj_weight"), Some(8.0));
         assert_eq!(bits("model.layers.1.mlp.up_proj.weight"), Some(4.0));
         assert_eq!(bits("lm_head.weight"), None);
+        assert_eq!(bits("transformer_h_2_attn_c_attn_weight"), Some(2.0));
+        assert_eq!(bits("model.layers.3.mlp.up_proj.weight"), Some(1.0));
+        let written: Vec<String> = config.rules[4..].iter().map(|rule| rule.selector.to_string()).collect();
+        assert_eq!(written, ["layers.2-3", "layers.3.mlp"]);
+        // What is no range of layers is a pattern of names.
+        for text in ["layers.0.attention.wq.weight", "layers.3-1", "layers.x"] {
+            assert_eq!(text.parse::<Selector>().unwrap(), Selector::Name(text.to_owned()));
+        }
     }
 
     #[test]

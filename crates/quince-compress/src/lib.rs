@@ -42,7 +42,7 @@ pub use activations::{ActivationMode, ActivationRanges, ActivationReport, activa
 pub use allocate::{Choice, allocate, allocated_bytes};
 pub use bits::Nbits;
 pub use calibrated::{Factor, Guide, Moments};
-pub use component::Component;
+pub use component::{Component, layer_of};
 pub use config::{OptimizationConfig, Rule, Selector};
 pub use float::Float;
 pub use histogram::{Histogram, Statistic};

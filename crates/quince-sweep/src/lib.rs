@@ -27,4 +27,4 @@ pub use html::html;
 pub use judge::{Cosines, Judge, Measure, Proof, Quality};
 pub use outcome::{Outcome, PartLoss, SweepReport};
 pub use search::{Budget, Found, Pick, Search, Subject, search};
-pub use sensitivity::{Candidate, Effort, Measured, Sensitivities, candidates, layer_of};
+pub use sensitivity::{Candidate, Effort, Measured, Sensitivities, candidates};

@@ -8,7 +8,7 @@
 use crate::{Judge, Measure};
 use quince_compress::{
     Axes, Component, Float, Guide, OptimizationConfig, PaletteGranularity, PalettizeOptions, Rule, Scheme, Selector,
-    compress, compress_guided, palettize,
+    compress, compress_guided, layer_of, palettize,
 };
 use quince_mil::{Program, Result, Tensor, Weight};
 use quince_tensor::Bytes;
@@ -248,11 +248,6 @@ fn plan(
     }
 }
 
-/// The number of the layer that a name tells: its first part that is a number.
-pub fn layer_of(name: &str) -> Option<usize> {
-    name.split(['.', '_']).find_map(|part| part.parse().ok())
-}
-
 /// By scheme: the squared error relative to the squares of the weight, summed over the weights of a name.
 fn relative_errors(candidate: &Candidate, schemes: &[Scheme]) -> Result<Vec<Option<f64>>> {
     let samples: Vec<(Weight, Axes)> =
@@ -360,13 +355,6 @@ mod tests {
         near(0.01f64.sqrt() * 0.1f64.sqrt(), 2f64.sqrt());
         assert_eq!(curve.at(0.0), 0.0);
         assert_eq!(Curve::default().at(0.5), 0.5);
-    }
-
-    #[test]
-    fn layers_are_told_by_names() {
-        assert_eq!(layer_of("model.layers.12.mlp.up_proj.weight"), Some(12));
-        assert_eq!(layer_of("transformer_h_3_attn_c_attn_weight"), Some(3));
-        assert_eq!(layer_of("model.embed_tokens.weight"), None);
     }
 
     #[test]

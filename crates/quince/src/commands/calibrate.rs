@@ -31,7 +31,7 @@ pub struct Args {
     /// The file of statistics; its name ends in .safetensors
     #[arg(long, short, value_name = "FILE")]
     output: PathBuf,
-    /// A file with UTF-8 text. Default: texts that the model writes itself
+    /// A file with UTF-8 text, or with JSON lines (.jsonl) that have `messages` or `text`. Default: texts that the model writes itself
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
     /// Tokens that the model is run on

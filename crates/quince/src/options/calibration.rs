@@ -20,7 +20,8 @@ const LENGTH: usize = 256;
 #[command(next_help_heading = "Compression")]
 pub struct CalibrationArgs {
     /// Choose palettes by what weights are multiplied with: run the model on a text, use a file of `quince calibrate`,
-    /// or, without a file, on texts that it writes itself; encoders read sentences that come with quince
+    /// or, without a file, on texts that it writes itself; encoders read sentences that come with quince. A text is UTF-8, or
+    /// JSON lines (.jsonl) with `messages`, which go through the chat template, or `text`
     #[arg(long, value_name = "FILE", num_args = 0..=1)]
     calibrate: Option<Option<PathBuf>>,
     /// Tokens that the model is run on
@@ -165,7 +166,11 @@ impl Source<'_> {
         let longest = decoder.routes().first().map_or(0, |&route| decoder.longest(route));
         let length = LENGTH.min(longest);
         if let Some(path) = self.text {
-            let texts = Texts::of_text(&read(path)?, self.tokenizer()?, length, self.tokens);
+            let (text, tokenizer) = (read(path)?, self.tokenizer()?);
+            let texts = match is_json_lines(path) {
+                true => Texts::of_json_lines(&text, tokenizer, length, self.tokens),
+                false => Texts::of_text(&text, tokenizer, length, self.tokens),
+            };
             return Ok(texts.map_err(|e| e.at(path.display()))?);
         }
         let begin = self.tokenizer.map(|tokenizer| tokenizer.begin_of_text()).transpose()?.flatten();
@@ -180,7 +185,12 @@ impl Source<'_> {
 
     /// The lines of a given text, or of one that was written for this.
     fn of_encoder(&self, longest: usize) -> Result<Texts> {
-        let given = self.text.map(read).transpose()?;
+        let given = match self.text {
+            Some(path) if is_json_lines(path) => {
+                Some(Texts::lines_of_json(&read(path)?).map_err(|e| e.at(path.display()))?)
+            }
+            given => given.map(read).transpose()?,
+        };
         let text = given.as_deref().unwrap_or(Texts::BUILT_IN);
         let texts = Texts::of_lines(text, self.tokenizer()?, LENGTH.min(longest), self.tokens);
         Ok(match self.text {
@@ -193,6 +203,11 @@ impl Source<'_> {
         let missing = || Failure::usage("--calibrate: found no tokenizer, expected one beside the model");
         self.tokenizer.ok_or_else(missing)
     }
+}
+
+/// Whether each line of a file is a JSON object.
+fn is_json_lines(file: &Path) -> bool {
+    file.extension().is_some_and(|ending| ending == "jsonl")
 }
 
 /// Whether a file is one of `quince calibrate`.

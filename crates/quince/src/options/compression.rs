@@ -15,14 +15,18 @@ use std::path::PathBuf;
 pub struct CompressionArgs {
     #[command(flatten)]
     scheme: SchemeArgs,
-    /// Bits of palettes by part of the model (embed, attention, mlp, lm_head, norm, other) or by a pattern of weight
-    /// names, `none` for no compression: attention=6,mlp=4,*.layers.0.*=8. The rest is as --wbits says
+    /// Bits of palettes by part of the model (embed, attention, mlp, lm_head, norm, other), by layers or by a pattern of
+    /// weight names, `none` for no compression: attention=6,layers.0-1=8,layers.5.mlp=3,*.q_proj.*=6. The rest is as --wbits
+    /// says
     #[arg(long, value_name = "PART=N,...", conflicts_with = "quantize")]
     mixed_precision: Option<String>,
+    /// Weights to leave as they are: parts of the model, layers or patterns, as in --mixed-precision
+    #[arg(long, value_name = "PART,...", value_delimiter = ',', conflicts_with_all = ["target_size", "bits_per_weight"])]
+    skip: Vec<Selector>,
     /// Which weight gets what, from a YAML file; bundles with compressed weights have theirs in recipe.yaml
     #[arg(long, value_name = "FILE", conflicts_with_all = [
         "wbits", "quantize", "mixed_precision", "palett_granularity", "palett_group_size", "palett_cluster_dim",
-        "palett_per_channel_scale", "palett_lut_dtype", "sparsity", "sparsity_n_m", "sparsity_threshold",
+        "palett_per_channel_scale", "palett_lut_dtype", "skip", "sparsity", "sparsity_n_m", "sparsity_threshold",
         "target_size", "bits_per_weight",
     ])]
     recipe: Option<PathBuf>,
@@ -94,6 +98,17 @@ impl CompressionArgs {
     }
 
     fn rules(&self, devices: Devices) -> Result<Option<OptimizationConfig>> {
+        let mut config = self.compressing(devices)?;
+        let skipped = self.skip.iter().map(|selector| Rule { selector: selector.clone(), scheme: None });
+        match &mut config {
+            Some(config) => config.rules.extend(skipped),
+            None if self.skip.is_empty() => {}
+            None => return Err(Failure::usage_hint("found --skip without a way to compress", "add --wbits 4")),
+        }
+        Ok(config)
+    }
+
+    fn compressing(&self, devices: Devices) -> Result<Option<OptimizationConfig>> {
         let base = self.scheme.scheme(devices)?;
         let Some(mixed) = &self.mixed_precision else {
             if !self.scheme.has_bits() && self.scheme.has_palette_options() {
@@ -220,6 +235,10 @@ mod tests {
                 "--quantize int4 --quantize-mode symmetric_with_clipping",
                 &["all weights: int4 symmetric with clipping, per channel"],
             ),
+            (
+                "--quantize int8 --skip lm_head,layers.0-1.mlp",
+                &["all weights: int8 symmetric, per channel", "lm_head: -", "layers.0-1.mlp: -"],
+            ),
             ("--sparsity 0.5", &["all weights: sparse, 50 % zeros"]),
             ("--sparsity-n-m 2:4 --quantize int8", &["all weights: int8 symmetric, per channel, 2 of 4 zeros"]),
             (
@@ -243,6 +262,8 @@ mod tests {
     fn contradictions_are_refused() {
         for line in [
             "--wbits 5",
+            "--skip embed",
+            "--wbits 4 --skip atention",
             "--wbits 4 --quantize int8",
             "--palett-group-size 16",
             "--wbits 4 --palett-group-size 12",

@@ -254,15 +254,19 @@ pub fn text(config: &OptimizationConfig) -> String {
     text
 }
 
-/// Whether a selector may be about several names.
+/// Whether a selector may be about several names, among them those that others of its kind are about.
 fn is_pattern(selector: &Selector) -> bool {
-    matches!(selector, Selector::Name(name) if name.contains('*'))
+    match selector {
+        Selector::Name(name) => name.contains('*'),
+        Selector::Layers { .. } => true,
+        Selector::Default | Selector::Component(_) => false,
+    }
 }
 
 fn quoted(selector: &Selector) -> String {
     match selector {
         Selector::Default => ALL.to_owned(),
-        Selector::Component(component) => component.to_string(),
+        Selector::Component(_) | Selector::Layers { .. } => selector.to_string(),
         Selector::Name(name) => format!("\"{}\"", name.replace('\\', "\\\\").replace('"', "\\\"")),
     }
 }

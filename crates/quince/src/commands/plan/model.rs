@@ -4,7 +4,7 @@ use crate::commands::inspect::checkpoint::schemes;
 use crate::failure::Result;
 use crate::stored;
 use quince_checkpoint::Checkpoint;
-use quince_compress::{OptimizationConfig, Scheme, compress};
+use quince_compress::{OptimizationConfig, Scheme, compress, layer_of};
 use quince_convert::{Options, convert};
 use quince_lint::{Demand, Processor};
 use quince_mil::{Defs, Function, Program};
@@ -119,7 +119,7 @@ impl Planned {
         let cache = stored::cache_types(&program);
         let layout = bundle.manifest().and_then(|manifest| manifest.cache.clone());
         // Of a package alone, layers are told by the number in the names of its weights.
-        let counted = weights.iter().filter_map(|weight| layer(&weight.name)).max().map_or(0, |last| last + 1);
+        let counted = weights.iter().filter_map(|weight| layer_of(&weight.name)).max().map_or(0, |last| last as u64 + 1);
         Ok(Planned {
             path: path.display().to_string(),
             architecture: bundle.manifest().map_or("package".to_string(), |manifest| manifest.architecture.clone()),
@@ -155,23 +155,4 @@ fn gathered(function: &Function) -> BTreeMap<&str, f64> {
         }
     }
     found
-}
-
-/// The number of the layer in a name like `model_layers_11_mlp_up_proj_weight`.
-fn layer(name: &str) -> Option<u64> {
-    let mut words = name.split(['.', '_']).skip_while(|word| !matches!(*word, "layers" | "layer" | "h" | "blocks"));
-    words.next()?;
-    words.next()?.parse().ok()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn layers_are_told_by_names() {
-        assert_eq!(layer("model.layers.11.mlp.up_proj.weight"), Some(11));
-        assert_eq!(layer("m_model_layers_0_self_attn_q_proj_weight_to_fp16"), Some(0));
-        assert_eq!(layer("model_embed_tokens_weight"), None);
-    }
 }
