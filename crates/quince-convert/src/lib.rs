@@ -25,6 +25,7 @@ mod convert;
 pub mod graph;
 pub mod lower;
 pub mod models;
+pub mod parts;
 mod pooling;
 mod rope;
 mod semantic;

@@ -113,3 +113,22 @@ fn caches_that_are_shifted_scattered_or_too_long() {
         }),
     );
 }
+
+#[test]
+fn slots_that_a_mask_chooses_are_no_place_that_never_changes() {
+    found(
+        &[],
+        &package(|b, x| {
+            let cache = state(b, "cache", &[1, 64, 32, 64]);
+            let old = op(b, "read_state", &[("input", cache.into())])?;
+            let kept = op(b, "mul", &[("x", old.into()), ("y", half(0.5))])?;
+            let new = op(b, "add", &[("x", kept.into()), ("y", x.into())])?;
+            let (begin, end) = (vec![0; 4], vec![1, 64, 32, 64]);
+            let inputs = [("x", old.into()), ("update", new.into()), ("begin", begin.into()), ("end", end.into())];
+            let all = op(b, "slice_update", &inputs)?;
+            b.ops("write_state", "write", &[("input", cache.into()), ("data", all.into())])?;
+            let all = op(b, "read_state", &[("input", cache.into())])?;
+            op(b, "silu", &[("x", all.into())])
+        }),
+    );
+}

@@ -265,6 +265,30 @@ impl Operation {
             Arg::Value(_) => None,
         })
     }
+
+    /// Every variable it uses, those of nested blocks included.
+    pub fn visit_uses(&self, f: &mut impl FnMut(Var)) {
+        self.used_vars().for_each(&mut *f);
+        for block in &self.blocks {
+            block.operations.iter().for_each(|operation| operation.visit_uses(f));
+            block.outputs.iter().copied().for_each(&mut *f);
+        }
+    }
+
+    /// Puts another variable in the place of every one that it uses or assigns, those of nested blocks included.
+    pub fn map_vars(&mut self, f: &mut impl FnMut(Var) -> Var) {
+        for arg in self.inputs.iter_mut().flat_map(|(_, args)| args) {
+            if let Arg::Var(var) = arg {
+                *var = f(*var);
+            }
+        }
+        for Block { inputs, operations, outputs } in &mut self.blocks {
+            inputs.iter_mut().for_each(|var| *var = f(*var));
+            operations.iter_mut().for_each(|operation| operation.map_vars(f));
+            outputs.iter_mut().for_each(|var| *var = f(*var));
+        }
+        self.outputs.iter_mut().for_each(|var| *var = f(*var));
+    }
 }
 
 impl OpKind {
@@ -296,7 +320,7 @@ impl<'a> Defs<'a> {
         let (mut producers, mut users) = (HashMap::new(), HashMap::<Var, Vec<usize>>::new());
         for (i, operation) in function.block.operations.iter().enumerate() {
             producers.extend(operation.outputs.iter().map(|&var| (var, i)));
-            visit_uses(operation, &mut |var| {
+            operation.visit_uses(&mut |var| {
                 let users = users.entry(var).or_default();
                 if users.last() != Some(&i) {
                     users.push(i);
@@ -333,15 +357,5 @@ impl<'a> Defs<'a> {
             Arg::Value(value) => Some(value),
             Arg::Var(var) => self.producer(*var)?.constant(),
         }
-    }
-}
-
-fn visit_uses(operation: &Operation, f: &mut impl FnMut(Var)) {
-    operation.used_vars().for_each(&mut *f);
-    for block in &operation.blocks {
-        for operation in &block.operations {
-            visit_uses(operation, f);
-        }
-        block.outputs.iter().copied().for_each(&mut *f);
     }
 }

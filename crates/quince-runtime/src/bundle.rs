@@ -3,13 +3,15 @@
 //! ```text
 //! story.bundle/
 //!   manifest.json          what is here, where it came from, how it is compressed: [`Manifest`]
-//!   model.mlpackage/       the package, as Core ML takes it
+//!   model.mlpackage/       the package, as Core ML takes it; or model-00001-of-00004.mlpackage and so on, in parts
 //!   tokenizer.json ...     the files of the checkpoint that turn text into tokens and back
 //!   validation.json        the report, if the package was validated when it was made
 //! ```
 //!
 //! A package or compiled model alone is taken where a bundle is; files that lie beside it are then used as if it were in
 //! a bundle.
+
+mod parts;
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
@@ -19,6 +21,7 @@ use quince_tensor::{Error, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::Tokenizer;
+pub use parts::{CHAIN_KEY, Chain, PART_KEY, PartEntry, part_of};
 
 /// The name of the manifest in a bundle.
 pub const MANIFEST: &str = "manifest.json";
@@ -51,7 +54,7 @@ pub struct Bundle {
 /// What `manifest.json` says. Equal inputs give equal bytes: there is no time and no machine in it.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 pub struct Manifest {
-    /// The version of this layout: [`Manifest::FORMAT`].
+    /// The version of this layout: [`Manifest::format_of`].
     pub format: u32,
     /// What the model is called.
     pub name: String,
@@ -74,6 +77,9 @@ pub struct Manifest {
     /// What carries keys and values from call to call; none if nothing does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache: Option<CacheLayout>,
+    /// The packages, if there are several: each is a part of the model. [`Manifest::functions`] are those of the whole.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub chain: Option<Chain>,
     /// By component of the model: how its weights are stored, such as `palettized, 4 bits, groups of 16`.
     pub compression: BTreeMap<String, String>,
     /// Every file of the bundle but the manifest, sorted by path.
@@ -182,8 +188,15 @@ impl Bundle {
         }
         if path.join(PACKAGE).is_dir() || has_manifest(path) && !is_package(path) {
             let manifest = Manifest::read(&path.join(MANIFEST))?;
-            manifest.check_sizes(path).map_err(|e| e.at(path.display()))?;
-            return Ok(Bundle { directory: path.into(), package: path.join(PACKAGE), manifest: Some(manifest) });
+            let package = match &manifest.chain {
+                Some(chain) => {
+                    chain.check(path, &manifest).map_err(|e| e.at(path.display()))?;
+                    path.to_path_buf()
+                }
+                None => path.join(PACKAGE),
+            };
+            manifest.check_sizes(path, &|_| true).map_err(|e| e.at(path.display()))?;
+            return Ok(Bundle { directory: path.into(), package, manifest: Some(manifest) });
         }
         if is_package(path) {
             let directory = match path.parent() {
@@ -213,9 +226,38 @@ impl Bundle {
         &self.directory
     }
 
-    /// The package's directory.
+    /// The package's directory; the bundle's if there are several.
     pub fn package_path(&self) -> &Path {
         &self.package
+    }
+
+    /// The directories of all packages, in order.
+    pub fn packages(&self) -> Vec<PathBuf> {
+        match self.chain() {
+            Some(chain) => chain.parts.iter().map(|part| self.directory.join(&part.package)).collect(),
+            None => vec![self.package.clone()],
+        }
+    }
+
+    /// The package, for who writes it again as one.
+    ///
+    /// # Errors
+    /// When there are several: what one has, the others rest on.
+    pub fn only_package(&self) -> Result<&Path> {
+        match self.chain() {
+            None => Ok(&self.package),
+            Some(chain) => {
+                let error = Error::new(format!("found a model in {} parts, expected one package", chain.parts.len()));
+                Err(error
+                    .hint("convert it again with what is to be changed; --max-part-size splits it then")
+                    .at(self.directory.display()))
+            }
+        }
+    }
+
+    /// The parts, if there are several packages.
+    pub fn chain(&self) -> Option<&Chain> {
+        self.manifest.as_ref()?.chain.as_ref()
     }
 
     /// The manifest; none for a package alone.
@@ -223,12 +265,15 @@ impl Bundle {
         self.manifest.as_ref()
     }
 
-    /// Reads the package. Weights are mapped, not loaded.
+    /// Reads the package; of several, all as one. Weights are mapped, not loaded.
     ///
     /// # Errors
-    /// As [`Package::read`].
+    /// As [`Package::read`]; and when parts do not go together.
     pub fn read_package(&self) -> Result<Package> {
-        Package::read(&self.package)
+        match self.chain() {
+            Some(chain) => chain.read(&self.directory).map_err(|e| e.at(self.directory.display())),
+            None => Package::read(&self.package),
+        }
     }
 
     /// Reads the tokenizer.
@@ -252,8 +297,14 @@ fn is_package(path: &Path) -> bool {
 }
 
 impl Manifest {
-    /// The version of the layout that this library writes, and the newest that it reads.
-    pub const FORMAT: u32 = 1;
+    /// The newest version of the layout that this library reads.
+    pub const FORMAT: u32 = 2;
+
+    /// The oldest version of the layout that says what there is to say: 2 for a model in parts, which a runtime that knows
+    /// only 1 would look for in vain.
+    pub fn format_of(chain: Option<&Chain>) -> u32 {
+        if chain.is_some() { 2 } else { 1 }
+    }
 
     /// Reads a manifest.
     ///
@@ -294,6 +345,9 @@ impl Manifest {
             );
         }
         let manifest: Manifest = serde_json::from_str(text).map_err(bad)?;
+        if let Some(chain) = &manifest.chain {
+            chain.check_names()?;
+        }
         match manifest.files.iter().find(|file| !is_inside(&file.path)) {
             Some(file) => bail!("found the file path `{}`, expected one inside the bundle", shown(&file.path)),
             None => Ok(manifest),
@@ -308,8 +362,9 @@ impl Manifest {
         text
     }
 
-    fn check_sizes(&self, directory: &Path) -> Result<()> {
-        for file in &self.files {
+    /// Whether the files that `asked` says yes to are there with their sizes.
+    fn check_sizes(&self, directory: &Path, asked: &dyn Fn(&FileEntry) -> bool) -> Result<()> {
+        for file in self.files.iter().filter(|file| asked(file)) {
             match std::fs::metadata(directory.join(&file.path)) {
                 Ok(found) if found.len() == file.bytes => {}
                 Ok(found) => bail!(
@@ -348,7 +403,7 @@ mod tests {
 
     fn manifest() -> Manifest {
         Manifest {
-            format: Manifest::FORMAT,
+            format: 1,
             name: "tiny".into(),
             version: "1.0.0".into(),
             oldest_runtime: "0.1.0".into(),
@@ -358,6 +413,7 @@ mod tests {
             adapters: Vec::new(),
             functions: BTreeMap::new(),
             cache: None,
+            chain: None,
             compression: BTreeMap::new(),
             files: vec![FileEntry { path: "model.mlpackage/Manifest.json".into(), bytes: 3, sha256: "00".into() }],
         }
@@ -374,8 +430,8 @@ mod tests {
         let error = Manifest::parse(&newer.to_json()).unwrap_err().to_string();
         assert!(error.starts_with("found a bundle for quince 99.0.0 or newer"), "{error}");
         // A newer layout is told by its version even when it has none of today's fields.
-        let error = Manifest::parse(r#"{"format": 2, "oldest_runtime": "0.9.0"}"#).unwrap_err().to_string();
-        assert!(error.starts_with("found layout 2 of a bundle, expected at most 1"), "{error}");
+        let error = Manifest::parse(r#"{"format": 3, "oldest_runtime": "0.9.0"}"#).unwrap_err().to_string();
+        assert!(error.starts_with("found layout 3 of a bundle, expected at most 2"), "{error}");
         for path in ["../x", "/etc/passwd", "a/../../b", ""] {
             let mut out = manifest();
             out.files[0].path = path.into();

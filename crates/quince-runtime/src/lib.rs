@@ -14,6 +14,7 @@
 
 mod bench;
 mod bundle;
+mod chain;
 mod chat_template;
 mod detokenize;
 mod diff;
@@ -39,9 +40,10 @@ pub use bench::{
     Share, Spread, bench, bench_embed, peak_resident_bytes,
 };
 pub use bundle::{
-    AdapterEntry, AdapterUse, Bundle, COMPANIONS, CacheLayout, Feature, FileEntry, FunctionShape, MANIFEST, Manifest,
-    PACKAGE, Source, VALIDATION,
+    AdapterEntry, AdapterUse, Bundle, CHAIN_KEY, COMPANIONS, CacheLayout, Chain, Feature, FileEntry, FunctionShape,
+    MANIFEST, Manifest, PACKAGE, PART_KEY, PartEntry, Source, VALIDATION, part_of,
 };
+pub use chain::join;
 pub use chat_template::{ChatRequest, ChatTemplate, Message};
 pub use detokenize::TextStream;
 pub use diff::{Blame, CallDiff, Compared, Diff, Input};

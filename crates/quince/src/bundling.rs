@@ -1,15 +1,18 @@
 //! Writing bundles: the package with progress, the files beside it, the manifest.
 
+mod parts;
+
 use crate::console::{Console, Counted};
 use crate::failure::{Result, refused};
 use crate::interrupt;
 use crate::output;
 use crate::stored;
 use crate::units;
+use parts::Packages;
 use quince_checkpoint::{Checkpoint, sha256};
 use quince_mlpackage::{Package, Written};
 use quince_runtime::{
-    AdapterEntry, COMPANIONS, CacheLayout, FileEntry, MANIFEST, Manifest, PACKAGE, Source, VALIDATION, Validation,
+    AdapterEntry, Bundle, COMPANIONS, CacheLayout, FileEntry, MANIFEST, Manifest, Source, VALIDATION, Validation,
 };
 use quince_tensor::Error;
 use std::collections::BTreeMap;
@@ -41,6 +44,8 @@ pub struct Draft {
     pub companions: Vec<PathBuf>,
     /// Files that go into the bundle and are not on disk, by name with their text.
     pub made: BTreeMap<String, String>,
+    /// The most bytes that a package may have; a larger one becomes several.
+    pub most_bytes: Option<u64>,
 }
 
 impl Draft {
@@ -61,6 +66,7 @@ impl Draft {
             cache,
             companions: directory.map(companions).unwrap_or_default(),
             made: checkpoint.made_files()?,
+            most_bytes: None,
         })
     }
 
@@ -76,6 +82,7 @@ impl Draft {
             cache: manifest.cache.clone(),
             companions: companions(directory),
             made: BTreeMap::new(),
+            most_bytes: None,
         }
     }
 }
@@ -108,7 +115,8 @@ pub fn write_package(package: &Package, destination: &Path, console: &Console) -
     Ok(written)
 }
 
-/// Writes all files of a bundle into a directory that is there. The manifest is written last and again by
+/// Writes all files of a bundle into a directory that is there; the package in parts, if it is larger than the draft
+/// allows. The manifest is written last and again by
 /// [`write_manifest`] when files are added.
 ///
 /// # Errors
@@ -119,7 +127,8 @@ pub fn write_bundle(
     directory: &Path,
     console: &Console,
 ) -> Result<(Written, Manifest)> {
-    let written = write_package(package, &directory.join(PACKAGE), console)?;
+    let packages = Packages::of(package, &draft)?;
+    let written = packages.write(directory, console)?;
     for file in &draft.companions {
         let Some(name) = file.file_name() else { continue };
         fs::copy(file, directory.join(name)).map_err(|e| refused("copy into the bundle", file, &e))?;
@@ -131,16 +140,17 @@ pub fn write_bundle(
     let parts = stored::parts(&stored::weights(&package.program));
     let form = |part: stored::Part| part.forms.into_iter().collect::<Vec<_>>().join("; ");
     let mut manifest = Manifest {
-        format: Manifest::FORMAT,
+        format: Manifest::format_of(packages.chain().as_ref()),
         name: draft.name,
         version: draft.version,
         oldest_runtime: OLDEST_RUNTIME.to_string(),
         architecture: draft.architecture,
         licence: draft.licence,
         source: draft.source,
-        functions: package.program.functions.iter().map(|f| (f.name.clone(), stored::interface(f))).collect(),
+        functions: packages.functions()?,
         adapters: draft.adapters,
         cache: draft.cache,
+        chain: packages.chain(),
         compression: parts.into_iter().map(|(name, part)| (name.to_string(), form(part))).collect(),
         files: Vec::new(),
     };
@@ -172,9 +182,34 @@ pub fn write_manifest(manifest: &mut Manifest, directory: &Path) -> Result<()> {
     list(directory, "", &mut files)?;
     files.retain(|file| file.path != MANIFEST);
     files.sort();
+    if let Some(chain) = &mut manifest.chain {
+        chain.measure(directory, &files)?;
+    }
     manifest.files = files;
     let path = directory.join(MANIFEST);
     Ok(fs::write(&path, manifest.to_json()).map_err(|e| refused("write", &path, &e))?)
+}
+
+/// Compares the contents of every file of a bundle with the digests of its manifest, if it has one.
+///
+/// # Errors
+/// When one is another than it was.
+pub fn verify(bundle: &Bundle, console: &Console) -> Result<()> {
+    let Some(manifest) = bundle.manifest() else { return Ok(()) };
+    let bar = console.bar("reading files", manifest.files.iter().map(|file| file.bytes).sum(), Counted::Bytes);
+    for file in &manifest.files {
+        interrupt::check()?;
+        bar.set_message(file.path.clone());
+        let path = bundle.directory().join(&file.path);
+        let found = sha256(&path)?;
+        if found != file.sha256 {
+            let error = Error::new(format!("found the SHA-256 {found}, expected {} as the manifest says", file.sha256));
+            return Err(error.hint("copy or convert the bundle again").at(path.display()).into());
+        }
+        bar.inc(file.bytes);
+    }
+    bar.finish_and_clear();
+    Ok(())
 }
 
 /// Every file below a directory with its size and digest.

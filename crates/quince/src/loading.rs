@@ -6,7 +6,8 @@ use quince_convert::lower::Precision;
 use quince_convert::{Options as Conversion, convert, semantic};
 use quince_engine::{Engine, Options};
 use quince_mil::Program;
-use quince_runtime::{Bundle, Decoder, Tokenizer};
+use quince_runtime::{Bundle, Decoder, Tokenizer, part_of};
+use quince_tensor::Error;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -39,7 +40,12 @@ pub fn is_checkpoint(path: &Path) -> bool {
 pub fn load(path: &Path, purpose: Purpose, adapter: Option<&str>, options: Options) -> Result<Model> {
     if !is_checkpoint(path) {
         let bundle = Bundle::open(path)?;
-        let engine = Arc::new(Engine::load(bundle.read_package()?.program, options).map_err(|e| e.at(path.display()))?);
+        let package = bundle.read_package()?;
+        if let Some((part, _)) = part_of(&package.metadata) {
+            let error = Error::new(format!("found {part} of a model, expected the bundle with all of them"));
+            return Err(error.hint("name the directory that it lies in").at(path.display()).into());
+        }
+        let engine = Arc::new(Engine::load(package.program, options).map_err(|e| e.at(path.display()))?);
         let decoder = Decoder::with_adapter(engine, adapter).map_err(|e| e.at(path.display()))?;
         return Ok(Model { decoder, tokenizer: tokenizer(bundle.directory())? });
     }

@@ -19,7 +19,8 @@ use std::process::ExitCode;
 
 /// Compress the weights of a package, also of one that another tool wrote
 ///
-/// Weights that are compressed already stay as they are. A bundle gives a bundle, a package or compiled model a package.
+/// Weights that are compressed already stay as they are. A bundle gives a bundle, a package or compiled model a package. A
+/// model in parts is compressed when it is converted.
 #[derive(clap::Args)]
 #[command(after_help = "\
 Examples:
@@ -60,6 +61,7 @@ pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
     let existing = if args.force { Existing::Replace } else { Existing::Refuse };
     output::vacant(&args.output, existing)?;
     let bundle = Bundle::open(&args.package)?;
+    bundle.only_package()?;
     let mut package = bundle.read_package()?;
     let before = package.program.clone();
     let compressed = asked.map(|asked| compressed(args, asked, &bundle, &mut package, console)).transpose()?;

@@ -60,6 +60,8 @@ Examples:
       the package is run against the checkpoint
   quince convert MODEL -o out.bundle --wbits 3 --palett-group-size 16 --calibrate
       3-bit weights, chosen by what they are multiplied with in texts that the model writes
+  quince convert MODEL -o out.bundle --wbits 4 --max-part-size 950MB
+      as many packages as it takes, none larger than that: layers in order, each with its cache
   quince convert MODEL -o out.bundle --mixed-precision attention=6,mlp=4,embed=8
       6, 4 and 8 bits for parts of the model
   quince convert MODEL -o encoder.bundle --pooling cls --shapes enumerated
@@ -121,6 +123,10 @@ pub struct Args {
     /// In how many products the Neural Engine computes logits. Default: as few as have at most 16384 each
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..=4096))]
     lm_head_parts: Option<usize>,
+    /// Split the model at layers into packages of at most SIZE each, which the bundle lists in order: above about 950MB an
+    /// iPhone falls back to the GPU or ends the app
+    #[arg(long, value_name = "SIZE", value_parser = compression::size)]
+    max_part_size: Option<u64>,
     /// The oldest system that is to run the package
     #[arg(long, value_name = "SYSTEM", default_value = "iOS18")]
     minimum_deployment_target: DeploymentTarget,
@@ -249,7 +255,7 @@ pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
     report.adapted(opened.reported(&converted.functions));
     let validation = match is_package(&args.output) {
         true => {
-            report.wrote(bundling::write_package(&package, &args.output, console)?);
+            report.wrote(bundling::write_package(&package, &args.output, console)?, None);
             validation(args, &checkpoint, &args.output, console)?
         }
         false => {
@@ -258,8 +264,9 @@ pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
             let mut draft = Draft::of_checkpoint(&checkpoint, converted.semantic.architecture, cache)?;
             draft.adapters = opened.entries(&converted.functions)?;
             draft.made.extend(recipe.map(|text| (RECIPE.to_string(), text)));
+            draft.most_bytes = args.max_part_size;
             let (written, mut manifest) = bundling::write_bundle(&package, draft, &staged.path(), console)?;
-            report.wrote(written);
+            report.wrote(written, manifest.chain.as_ref());
             let validation = validation(args, &checkpoint, &staged.path(), console)?;
             if let Some(found) = &validation {
                 bundling::write_validation(found, &mut manifest, &staged.path())?;
@@ -290,6 +297,10 @@ impl Args {
             {
                 return Err(Failure::usage(format!("{option}: found {tokens}, expected at most --context, {context}")));
             }
+        }
+        if self.max_part_size.is_some() && is_package(&self.output) {
+            let message = format!("--max-part-size: found the output {}, a package", self.output.display());
+            return Err(Failure::usage_hint(message, "parts are in a bundle: name an output without .mlpackage"));
         }
         Ok(())
     }

@@ -159,8 +159,9 @@ fn digest(args: &Args, bundle: &Bundle, sentences: &[Vec<u32>]) -> Result<String
         digest.update((bytes.len() as u64).to_le_bytes());
         digest.update(bytes);
     };
-    let package = bundle.package_path();
-    for name in ["Manifest.json", "Data/com.apple.CoreML/model.mlmodel", "Data/com.apple.CoreML/weights/weight.bin"] {
+    let names = ["Manifest.json", "Data/com.apple.CoreML/model.mlmodel", "Data/com.apple.CoreML/weights/weight.bin"];
+    let packages = bundle.packages();
+    for (package, name) in packages.iter().flat_map(|package| names.map(|name| (package, name))) {
         let path = package.join(name);
         // Of large files only what changes with them: reading gigabytes again would cost what resuming saves.
         let Ok(metadata) = std::fs::metadata(&path) else { continue };

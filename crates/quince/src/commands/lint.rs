@@ -94,6 +94,9 @@ pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
     let Some(path) = args.package.as_deref().filter(|_| !args.list_rules) else { return list(args, console) };
     let mut worst = None;
     let mut looked_at = Vec::new();
+    if args.fix {
+        Bundle::open(path)?.only_package()?;
+    }
     for package_path in packages(path)? {
         let package_path = fixed(args, package_path, console)?;
         let package = Package::read(&package_path)?;
@@ -147,8 +150,8 @@ struct Look {
 /// The packages of a bundle, which may be in parts, or the one that the path is.
 fn packages(path: &Path) -> Result<Vec<PathBuf>> {
     let bundle = Bundle::open(path)?;
-    if bundle.manifest().is_none() {
-        return Ok(vec![bundle.package_path().to_path_buf()]);
+    if bundle.manifest().is_none() || bundle.chain().is_some() {
+        return Ok(bundle.packages());
     }
     let listed = std::fs::read_dir(path).map_err(|e| crate::failure::refused("list", path, &e))?;
     let is_part = |path: &PathBuf| path.extension().is_some_and(|ending| ending == "mlpackage") && path.is_dir();

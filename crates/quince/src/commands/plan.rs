@@ -53,8 +53,6 @@ pub struct Args {
 
 /// What is shown if no device is named.
 const USUAL: &[&str] = &["iphone13pro", "iphone15pro", "iphone16pro", "iphone17pro", "ipadprom4", "macm1", "macm4pro"];
-/// The largest part that loads on the Neural Engine of every device, in bytes.
-const PART_BYTES: u64 = 950_000_000;
 
 /// Looks at the model, predicts, and prints.
 pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
@@ -155,7 +153,7 @@ fn matrix(planned: &Planned, devices: &[&Device], processor: Processor) -> Strin
 fn parts(form: &Form, processor: Processor) -> u64 {
     match processor {
         Processor::Gpu => 1,
-        Processor::NeuralEngine => form.bytes.div_ceil(PART_BYTES).max(1),
+        Processor::NeuralEngine => form.parts,
     }
 }
 

@@ -38,6 +38,7 @@ pub struct Args {
 /// Mends it, writes it, and prints what was done.
 pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
     let bundle = Bundle::open(&args.package)?;
+    bundle.only_package()?;
     let mut package = bundle.read_package()?;
     let target = Target { units: Units::CpuAndGpu, device: None };
     let before = lint(&package, &target);

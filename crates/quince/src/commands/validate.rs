@@ -1,5 +1,6 @@
 //! `quince validate`: is a package right?
 
+use crate::bundling;
 use crate::console::Console;
 use crate::failure::{Result, refused};
 use crate::options::hub::HubArgs;
@@ -14,7 +15,8 @@ use std::process::ExitCode;
 ///
 /// The package is run as it was shipped, with its cache and its compression; the reference is the checkpoint in float32
 /// without either. Compared are the answers to prompts, the logits along the reference's answers, and the perplexity on
-/// a text; of encoders the cosine between embeddings of sentences, which is at least 0.99 for every one. Which thresholds hold depends on the bits of the weights; a TOML file says otherwise. The exit status is 1
+/// a text; of encoders the cosine between embeddings of sentences, which is at least 0.99 for every one. Which thresholds hold depends on the bits of the weights; a TOML file says otherwise. Before that the files of a bundle, of each
+/// part of a model too, are compared with the digests of its manifest. The exit status is 1
 /// when one of them falls.
 #[derive(clap::Args)]
 #[command(after_help = "\
@@ -62,6 +64,7 @@ pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
         }
     };
     let bundle = Bundle::open(&args.package)?;
+    bundling::verify(&bundle, console)?;
     let checkpoint = Checkpoint::open(args.hub.path(&args.against, console)?)?;
     let against = Against { checkpoint: &checkpoint, pooling: args.pooling.map(PoolingArg::checked), suite: &suite };
     let found = validating::against_checkpoint(&bundle, &against, console)?;

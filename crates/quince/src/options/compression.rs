@@ -154,7 +154,7 @@ impl CompressionArgs {
 }
 
 /// A number of bytes: `900MB`, `1.5GiB`, `800000`.
-fn size(text: &str) -> Result<u64, String> {
+pub fn size(text: &str) -> Result<u64, String> {
     const UNITS: &[(&str, f64)] = &[
         ("kib", 1024.0),
         ("mib", 1024.0 * 1024.0),

@@ -13,7 +13,7 @@ use quince_compress::{Report as Compressed, RuleReport, Selector};
 use quince_convert::Converted;
 use quince_convert::lower::{FunctionKind, KvCache, Length};
 use quince_mlpackage::Written;
-use quince_runtime::Validation;
+use quince_runtime::{Chain, PartEntry, Validation};
 use serde::Serialize;
 use std::path::Path;
 use std::time::Duration;
@@ -32,6 +32,8 @@ pub struct Report {
     model_bytes: u64,
     weight_bytes: u64,
     components: Vec<Component>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    parts: Vec<Part>,
     #[serde(flatten)]
     compression: Option<Compression>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -56,6 +58,14 @@ struct Component {
     parameters: u64,
     bytes: u64,
     form: String,
+}
+
+/// A package of several.
+#[derive(Serialize)]
+struct Part {
+    package: String,
+    holds: String,
+    bytes: u64,
 }
 
 /// What the rules of compression did.
@@ -139,6 +149,7 @@ impl Report {
             model_bytes: 0,
             weight_bytes: 0,
             components: components.collect(),
+            parts: Vec::new(),
             compression,
             kept: None,
             adapters: Vec::new(),
@@ -158,9 +169,12 @@ impl Report {
         self.adapters = adapters;
     }
 
-    /// What the package takes.
-    pub fn wrote(&mut self, written: Written) {
+    /// What the package takes, or all packages of a chain.
+    pub fn wrote(&mut self, written: Written, chain: Option<&Chain>) {
         (self.model_bytes, self.weight_bytes) = (written.model_bytes, written.weight_bytes);
+        let part =
+            |part: &PartEntry| Part { package: part.package.clone(), holds: part.holds.clone(), bytes: part.bytes };
+        self.parts = chain.map_or(Vec::new(), |chain| chain.parts.iter().map(part).collect());
     }
 
     /// How long it took.
@@ -185,6 +199,11 @@ impl Report {
         };
         let mut text =
             table(&["component", "parameters", "bytes", "stored as"], &[1, 2], self.components.iter().map(component));
+        if !self.parts.is_empty() {
+            let part = |part: &Part| vec![part.package.clone(), part.holds.clone(), units::bytes(part.bytes)];
+            text += "\n";
+            text += &table(&["part", "holds", "bytes"], &[2], self.parts.iter().map(part));
+        }
         if let Some(compression) = &self.compression {
             text += "\n";
             text += &compression.text();

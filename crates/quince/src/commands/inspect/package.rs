@@ -6,7 +6,7 @@ use crate::stored::{self, Stored};
 use crate::units;
 use quince_mil::{Function, Opset};
 use quince_mlpackage::is_compiled;
-use quince_runtime::{Bundle, Feature, FunctionShape, Manifest};
+use quince_runtime::{Bundle, Feature, FunctionShape, Manifest, PartEntry};
 use serde::Serialize;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -76,7 +76,7 @@ impl Summary {
             path: bundle.package_path().display().to_string(),
             specification_version: package.specification_version(),
             minimum_deployment_target: systems(opset),
-            bytes: size_of(bundle.package_path())?,
+            bytes: bundle.packages().iter().map(|package| size_of(package)).sum::<Result<u64>>()?,
             parameters: weights.iter().map(Stored::parameters).sum(),
             kv_cache_bytes: Some(stored::cache_types(&package.program).iter().map(stored::byte_len).sum())
                 .filter(|n| *n > 0),
@@ -103,6 +103,10 @@ impl Summary {
                 "{} {}, from {} ({})\n",
                 manifest.name, manifest.version, source.format, manifest.architecture
             );
+        }
+        if let Some(chain) = self.manifest.as_ref().and_then(|manifest| manifest.chain.as_ref()) {
+            let row = |part: &PartEntry| vec![part.package.clone(), part.holds.clone(), units::bytes(part.bytes)];
+            text += &format!("\n{}\n", table(&["part", "holds", "bytes"], &[2], chain.parts.iter().map(row)));
         }
         if let Some(bytes) = self.kv_cache_bytes {
             text += &format!("KV cache {}\n", units::bytes(bytes));

@@ -5,9 +5,11 @@ use crate::failure::Result;
 use crate::stored;
 use quince_checkpoint::Checkpoint;
 use quince_compress::{OptimizationConfig, Scheme, compress, layer_of};
+use quince_convert::parts::split;
 use quince_convert::{Options, convert};
 use quince_lint::{Demand, Processor};
 use quince_mil::{Defs, Function, Program};
+use quince_mlpackage::Package;
 use quince_runtime::Bundle;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -40,7 +42,12 @@ pub struct Form {
     pub read_bytes: u64,
     /// Weights that one token is multiplied with.
     pub parameters: u64,
+    /// The packages that it takes for the Neural Engine.
+    pub parts: u64,
 }
+
+/// The largest part that loads on the Neural Engine of every device, in bytes.
+const PART_BYTES: u64 = 950_000_000;
 
 impl Form {
     /// Whether a processor takes it: blocks with scales of their own are for the GPU.
@@ -55,7 +62,8 @@ impl Form {
 
     fn of(scheme: &str, options: &str, program: &Program) -> Form {
         let weights = stored::weights(program);
-        let mut form = Form { scheme: scheme.into(), options: options.into(), bytes: 0, read_bytes: 0, parameters: 0 };
+        let (scheme, options) = (scheme.into(), options.into());
+        let mut form = Form { scheme, options, bytes: 0, read_bytes: 0, parameters: 0, parts: 1 };
         let function = program.functions.iter().find(|f| f.name == "decode").or(program.functions.first());
         let gathered = function.map(gathered).unwrap_or_default();
         for weight in &weights {
@@ -66,6 +74,11 @@ impl Form {
             if weight.shape.len() > 1 {
                 form.parameters += (weight.parameters() as f64 * share) as u64;
             }
+        }
+        if form.bytes > PART_BYTES {
+            // As a conversion cuts it; what cannot be cut so small is counted as if it could.
+            let parts = split(program, PART_BYTES, &mut |part| Package::new(part.clone()).measure());
+            form.parts = parts.map_or(form.bytes.div_ceil(PART_BYTES), |parts| parts.len() as u64);
         }
         form
     }
@@ -126,7 +139,10 @@ impl Planned {
             layers: layout.as_ref().map_or(counted, |layout| layout.layers as u64),
             context: layout.map_or(0, |layout| layout.context),
             cache_bytes: cache.iter().map(stored::byte_len).sum(),
-            forms: vec![Form::of("as it is", "", &program)],
+            forms: vec![match bundle.chain() {
+                Some(chain) => Form { parts: chain.parts.len() as u64, ..Form::of("as it is", "", &program) },
+                None => Form::of("as it is", "", &program),
+            }],
         })
     }
 }

@@ -1,0 +1,77 @@
+//! Where a model is cut, and what is said of a limit that is too small. That parts compute what the whole does is tested
+//! where they are run: `quince-runtime/src/chain/tests.rs`.
+
+use super::*;
+use crate::lower::KvCache;
+use crate::{Options, convert};
+use quince_checkpoint::Checkpoint;
+use quince_mil::Value;
+use std::collections::BTreeMap;
+use std::path::Path;
+
+fn converted(fixture: &str, kv_cache: KvCache) -> Program {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/arch").join(fixture);
+    let options = Options { kv_cache, context: Some(64), prefill_length: Some(8), ..Options::default() };
+    convert(&Checkpoint::open(path).unwrap(), &options).unwrap().program
+}
+
+fn weight_bytes(program: &Program) -> Result<u64> {
+    let operations = program.functions.iter().flat_map(|function| &function.block.operations);
+    let weights = operations.filter_map(|operation| match operation.constant()? {
+        Value::Weight(weight) => Some((weight.id(), weight.byte_len() as u64)),
+        _ => None,
+    });
+    Ok(weights.collect::<BTreeMap<_, _>>().into_values().sum())
+}
+
+fn holds(parts: &[Part]) -> Vec<&str> {
+    parts.iter().map(|part| part.holds.as_str()).collect()
+}
+
+#[test]
+fn no_part_is_larger_than_the_limit_and_the_smallest_one_that_works_is_told() {
+    let program = converted("llama-gqa-untied", KvCache::State);
+    let whole = weight_bytes(&program).unwrap();
+    assert_eq!(holds(&split(&program, whole, &mut weight_bytes).unwrap()), ["everything"]);
+    let parts = split(&program, whole - 1, &mut weight_bytes).unwrap();
+    assert_eq!(holds(&parts), ["embedding, layers 0 to 1", "head"]);
+
+    let error = split(&program, 1000, &mut weight_bytes).err().unwrap();
+    assert!(error.message().starts_with("embedding: found 40960 bytes, expected at most 1000"), "{error}");
+    let least: u64 = error.hints()[0].split(' ').find_map(|word| word.parse().ok()).unwrap();
+    assert!(split(&program, least - 1, &mut weight_bytes).is_err());
+    let parts = split(&program, least, &mut weight_bytes).unwrap();
+    assert_eq!(holds(&parts), ["embedding", "layer 0", "layer 1", "head"]);
+    for part in &parts {
+        let bytes = weight_bytes(&part.program).unwrap();
+        assert!(bytes <= least, "{}: {bytes}", part.holds);
+    }
+    // Nothing but tables that are used in several parts is stored more than once.
+    let sum: u64 = parts.iter().map(|part| weight_bytes(&part.program).unwrap()).sum();
+    assert!(sum - whole < 10_000, "{sum} and {whole}");
+}
+
+#[test]
+fn a_table_that_is_the_head_too_is_in_the_first_and_the_last_part() {
+    let program = converted("gemma3", KvCache::Io);
+    let table = 64 * 32 * 2;
+    let whole = weight_bytes(&program).unwrap();
+    let parts = split(&program, whole - 1, &mut weight_bytes).unwrap();
+    let has = |part: &Part| {
+        let mut operations = part.program.functions.iter().flat_map(|function| &function.block.operations);
+        operations.any(|operation| operation.name.starts_with("model.embed_tokens.weight"))
+    };
+    assert!(has(&parts[0]) && has(&parts[1]), "{:?}", holds(&parts));
+    let sum: u64 = parts.iter().map(|part| weight_bytes(&part.program).unwrap()).sum();
+    assert!(sum >= whole + table);
+}
+
+#[test]
+fn a_program_without_layers_is_refused() {
+    let mut program = converted("llama-gqa-untied", KvCache::State);
+    for operation in program.functions.iter_mut().flat_map(|function| &mut function.block.operations) {
+        operation.name = operation.name.replace('.', "_");
+    }
+    let error = split(&program, 1000, &mut weight_bytes).err().unwrap().to_string();
+    assert!(error.starts_with("found no layers, expected operations with names such as"), "{error}");
+}
