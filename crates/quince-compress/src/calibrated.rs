@@ -9,12 +9,15 @@
 //! [`Guide`] is how the pass asks for what is known of a weight.
 
 mod factor;
+mod grid;
 mod lanes;
 mod matrix;
 mod moments;
 mod palette;
+mod rows;
 
 pub use factor::Factor;
 pub(crate) use factor::{DAMPING, TIED_DAMPING};
+pub(crate) use grid::quantize_calibrated;
 pub use moments::{Guide, Moments};
 pub(crate) use palette::palettize_calibrated;

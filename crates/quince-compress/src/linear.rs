@@ -34,6 +34,12 @@ impl LinearOptions {
         Ok(Blocks::new(shape, self.granularity)?.count)
     }
 
+    /// The least and the greatest integer.
+    pub(crate) fn limits(&self) -> [f64; 2] {
+        let range = Range::new(self);
+        [range.low, range.high]
+    }
+
     /// Whether there are offsets.
     pub fn has_offset(&self) -> bool {
         Range::new(self).has_offset

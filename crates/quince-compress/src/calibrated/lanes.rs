@@ -107,7 +107,18 @@ impl<'a> Lanes<'a> {
     /// Chooses indices column by column, from the last to the first: each is the nearest to what would make up for the
     /// errors so far, w_j + Σ_{i > j} (w_i - q_i) L_ij.
     pub fn round(&mut self, tables: &[Table]) {
-        let (n, count, shared) = (self.factor.size(), self.count, self.shared);
+        let shared = self.shared;
+        self.round_to(|lane, _, value| {
+            let table = &tables[lane / shared];
+            let code = table.nearest(value);
+            (code, table.entries[usize::from(code)])
+        });
+    }
+
+    /// The same where `nearest` gives, for a row, a column in the order of the weight and a value, the index and the value
+    /// that an element may become.
+    pub fn round_to(&mut self, nearest: impl Fn(usize, usize, f32) -> (u8, f32)) {
+        let (n, count) = (self.factor.size(), self.count);
         let lower = self.factor.lower();
         let mut wanted = vec![0.0; BLOCK * count];
         for first in (0..n).step_by(BLOCK).rev() {
@@ -120,12 +131,11 @@ impl<'a> Lanes<'a> {
             multiply(1.0, left, right, 1.0, wanted, count);
             for j in (first..end).rev() {
                 let (before, now) = wanted.split_at_mut((j - first) * count);
-                let at = j * count;
+                let (at, column) = (j * count, self.factor.order()[j] as usize);
                 for (lane, &value) in now[..count].iter().enumerate() {
-                    let table = &tables[lane / shared];
-                    let code = table.nearest(value);
+                    let (code, entry) = nearest(lane, column, value);
                     self.codes[at + lane] = code;
-                    self.errors[at + lane] = self.weight[at + lane] - table.entries[usize::from(code)];
+                    self.errors[at + lane] = self.weight[at + lane] - entry;
                 }
                 let errors = &self.errors[at..at + count];
                 for (wanted, &l) in before.chunks_exact_mut(count).zip(&lower[j * n + first..]) {

@@ -2,10 +2,11 @@
 
 use super::Factor;
 use super::lanes::{Lanes, Table};
+use super::rows::Rows;
 use crate::Float;
 use crate::kmeans::{self, Points};
 use crate::palettize::{PaletteGranularity, PalettizeOptions, Palettized};
-use crate::values::{check_finite, divisors};
+use crate::values::divisors;
 use quince_tensor::{DType, Error, Result, Tensor, Weight, bail};
 use rayon::prelude::*;
 
@@ -29,10 +30,7 @@ pub(crate) fn palettize_calibrated(
     [output, input]: [usize; 2],
     factor: &Factor,
 ) -> Result<Palettized> {
-    let matrix = Matrix::new(weight, output, input)?;
-    if matrix.columns != factor.size() {
-        bail!("found statistics of {} inputs, expected {}, those of the weight", factor.size(), matrix.columns);
-    }
+    let matrix = Rows::new(weight, [output, input], factor)?;
     let size = match options.granularity {
         PaletteGranularity::PerTensor => matrix.rows,
         PaletteGranularity::PerGroupedChannel { group_size, .. } => group_size,
@@ -67,55 +65,6 @@ pub(crate) fn palettize_calibrated(
 
 fn index_type(options: &PalettizeOptions) -> Result<DType> {
     DType::unsigned(options.nbits.get()).ok_or_else(|| Error::new("no type for the indices"))
-}
-
-/// A weight as output channels by input channels.
-struct Matrix<'a> {
-    weight: &'a Weight,
-    rows: usize,
-    columns: usize,
-    /// Where the output channels do not come first, the weight is read whole.
-    transposed: Option<Vec<f32>>,
-}
-
-impl<'a> Matrix<'a> {
-    fn new(weight: &'a Weight, output: usize, input: usize) -> Result<Self> {
-        let shape = weight.shape();
-        let (Some(&rows), Some(&columns)) = (shape.get(output), shape.get(input)) else {
-            bail!("found a weight of shape {shape:?}, expected one with axes {output} and {input}");
-        };
-        if rows * columns != weight.len() || output == input {
-            bail!("found a weight of shape {shape:?}, expected no axes but those of its channels to be longer than 1");
-        }
-        let transposed = if output > input { Some(weight.load()?.to_f32()?) } else { None };
-        Ok(Matrix { weight, rows, columns, transposed })
-    }
-
-    fn read(&self, rows: std::ops::Range<usize>) -> Result<Vec<Vec<f32>>> {
-        if let Some(all) = &self.transposed {
-            let row = |row: usize| (0..self.columns).map(|column| all[column * self.rows + row]).collect();
-            let rows: Vec<Vec<f32>> = rows.map(row).collect();
-            rows.iter().try_for_each(|row| check_finite(row, 0))?;
-            return Ok(rows);
-        }
-        // Axes before the output channels have one element, so that rows are those of the reshaped weight.
-        let weight = self.weight.reshape(&[self.rows, self.columns])?;
-        let values = weight.rows(rows.clone())?.to_f32()?;
-        check_finite(&values, rows.start * self.columns)?;
-        Ok(values.chunks_exact(self.columns.max(1)).map(<[f32]>::to_vec).collect())
-    }
-
-    /// Codes by output channel in the order of the weight.
-    fn arrange<'b>(&self, rows: impl Iterator<Item = &'b Vec<u8>>) -> Vec<u8> {
-        if self.transposed.is_none() {
-            return rows.flatten().copied().collect();
-        }
-        let mut codes = vec![0; self.rows * self.columns];
-        for (number, row) in rows.enumerate() {
-            row.iter().enumerate().for_each(|(column, code)| codes[column * self.rows + number] = *code);
-        }
-        codes
-    }
 }
 
 /// What became of the rows that share a table.

@@ -1,6 +1,7 @@
 //! Integers with scales: `constexpr_blockwise_shift_scale`, or `constexpr_affine_dequantize` before iOS 18.
 
 use super::{Input, Lowered, Method, Scheme, Step, Target, opset};
+use crate::calibrated::{DAMPING, TIED_DAMPING, quantize_calibrated};
 use crate::{Float, LinearDType, LinearGranularity, LinearMode, LinearOptions, Nbits, Quantized, quantize_linear};
 use quince_mil::{DType, Opset, Result, Tensor, Weight};
 use quince_tensor::parts;
@@ -42,6 +43,21 @@ impl Linear {
         Ok(LinearOptions { dtype: self.dtype, mode: self.mode, granularity, scale: Float::of_weight(weight.dtype())? })
     }
 
+    /// What quantizes a weight, by what it is multiplied with if that is known.
+    fn compute(
+        &self,
+        weight: &Weight,
+        target: &Target,
+        options: LinearOptions,
+    ) -> impl Fn() -> Result<Quantized> + Send + Sync + 'static {
+        let (weight, axes, guide) = (weight.clone(), target.axes, target.guide.clone());
+        let damping = if target.tied { TIED_DAMPING } else { DAMPING };
+        move || match guide.as_ref().map(|guide| guide.factor(weight.name(), damping)).transpose()?.flatten() {
+            Some(factor) => quantize_calibrated(&weight, &options, [axes.output, axes.input], &factor),
+            None => quantize_linear(&weight, &options),
+        }
+    }
+
     /// The form of iOS 16: one scale, or one for each channel.
     fn affine(&self, weight: &Weight, options: LinearOptions, target: &Target) -> Result<Lowered> {
         let (dtype, output) = (self.dtype.dtype(), target.axes.output);
@@ -55,9 +71,9 @@ impl Linear {
             (format!("{}_scale", weight.name()), options.scale.dtype(), scales.clone()),
             (format!("{}_zero_point", weight.name()), dtype, scales.clone()),
         ];
-        let weight = weight.clone();
+        let compute = self.compute(weight, target, options);
         let weights = parts(types, move || {
-            let Quantized { data, scale, offset, .. } = quantize_linear(&weight, &options)?;
+            let Quantized { data, scale, offset, .. } = compute()?;
             let zero = offset.map_or_else(|| Tensor::zeros(dtype, scale.shape()), Ok)?;
             Ok(vec![data, scale.reshape(&*scales)?, zero.reshape(&*scales)?])
         });
@@ -74,6 +90,10 @@ impl Method for Linear {
 
     fn with_nbits(&self, _: Nbits) -> Option<Scheme> {
         None
+    }
+
+    fn is_guided(&self) -> bool {
+        true
     }
 
     fn check(&self, found: Opset) -> Result<()> {
@@ -98,9 +118,9 @@ impl Method for Linear {
         if options.has_offset() {
             types.push((format!("{}_offset", weight.name()), dtype, blocks));
         }
-        let weight = weight.clone();
+        let compute = self.compute(weight, target, options);
         let weights = parts(types, move || {
-            let quantized = quantize_linear(&weight, &options)?;
+            let quantized = compute()?;
             Ok([quantized.data, quantized.scale].into_iter().chain(quantized.offset).collect())
         });
         Ok(Step::new("constexpr_blockwise_shift_scale", ["data", "scale", "offset"].into_iter().zip(weights)).into())

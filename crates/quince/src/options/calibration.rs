@@ -19,7 +19,7 @@ const LENGTH: usize = 256;
 #[derive(clap::Args)]
 #[command(next_help_heading = "Compression")]
 pub struct CalibrationArgs {
-    /// Choose palettes by what weights are multiplied with: run the model on a text, use a file of `quince calibrate`,
+    /// Choose palettes and integers by what weights are multiplied with: run the model on a text, use a file of `quince calibrate`,
     /// or, without a file, on texts that it writes itself; encoders read sentences that come with quince. A text is UTF-8, or
     /// JSON lines (.jsonl) with `messages`, which go through the chat template, or `text`
     #[arg(long, value_name = "FILE", num_args = 0..=1)]
