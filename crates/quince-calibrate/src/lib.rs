@@ -11,11 +11,13 @@
 //! were written for this ([`Texts::BUILT_IN`]).
 
 mod collect;
+mod extremes;
 mod ranges;
 mod statistics;
 mod texts;
 
 pub use collect::{CollectOptions, Run, Runner, collect};
+pub use extremes::{Extreme, extremes};
 pub use ranges::{RangeRule, activation_ranges};
 pub use statistics::Statistics;
 pub use texts::Texts;

@@ -37,6 +37,13 @@ impl Texts {
         Ok(Texts { windows })
     }
 
+    /// One text of `length` tokens of a vocabulary that stand for all of them, in no order that makes sense.
+    pub fn of_vocabulary(vocabulary: usize, length: usize) -> Texts {
+        // A sequence that visits every token (Weyl, with the golden ratio) stands for chance.
+        let token = |i: u64| (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 16) % (vocabulary as u64).max(1);
+        Texts { windows: vec![(1..=length as u64).map(|i| token(i) as u32).collect()] }
+    }
+
     /// Texts of which each line is one, with the special tokens that a sentence has; lines that are longer than `length`
     /// tokens are cut. Of too many, those are taken that are spread evenly over all; where there are fewer than `tokens`
     /// tokens, pieces of lines are put together to further texts, as long as some sentence and as short as a word.

@@ -152,6 +152,37 @@ pub fn convert_with(checkpoint: &Checkpoint, adapters: &Adapters, options: &Opti
     Ok(Converted { program, semantic, kv_geometry, functions, settings, warnings })
 }
 
+impl Converted {
+    /// The same functions of another semantic program, which is to have the same functions.
+    ///
+    /// # Errors
+    /// As [`convert`].
+    pub fn with_semantic(mut self, semantic: Semantic, units: ComputeUnits) -> Result<Converted> {
+        self.program = lower(&semantic, Target::of_units(units)?, &self.settings, &self.functions)?;
+        self.semantic = semantic;
+        Ok(self)
+    }
+
+    /// The model and each of its adapters, a program for each reading, in float32 and without a cache, as operations of the
+    /// target: for looking at the values of whole texts.
+    ///
+    /// # Errors
+    /// As [`convert`].
+    pub fn exact(&self, units: ComputeUnits) -> Result<Vec<Program>> {
+        let settings = Settings { precision: Precision::Float32, kv_cache: KvCache::None, ..self.settings };
+        let longest = settings.context.min(ENCODER_CONTEXT);
+        let program = |&(voice, reading): &(usize, Reading)| {
+            let kind = match reading {
+                Reading::Logits => FunctionKind::Full(Length::Flexible),
+                Reading::Embedding(_) => FunctionKind::Encode(ShapesKind::Range.of(longest)),
+            };
+            let spec = FunctionSpec { name: "main".to_owned(), kind, voice };
+            lower(&self.semantic, Target::of_units(units)?, &settings, &[spec])
+        };
+        self.semantic.readings.iter().map(program).collect()
+    }
+}
+
 /// Whether a function has a state with fewer slots than the context.
 fn rotates(function: &Function) -> bool {
     function.inputs.iter().any(|input| function.var(input.var).name.starts_with("kv_rotating"))

@@ -27,6 +27,7 @@ pub mod lower;
 pub mod models;
 pub mod parts;
 mod pooling;
+pub mod rescale;
 mod rope;
 mod semantic;
 mod weights;

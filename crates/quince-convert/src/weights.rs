@@ -193,6 +193,40 @@ pub(crate) fn plus_one(weight: &Weight) -> Weight {
     mapped(&weight.cast(DType::F32), weight.shape().to_vec(), true, plus_one)
 }
 
+/// The weight in float32, row r divided by 2 to the power of `by[r % by.len()]`, of which there is at least one.
+pub(crate) fn scaled(weight: &Weight, by: &[i32]) -> Weight {
+    let source = Scaled { weight: weight.cast(DType::F32), factors: by.iter().map(|by| (-*by as f32).exp2()).collect() };
+    Weight::new(weight.name(), DType::F32, weight.shape(), Arc::new(source))
+}
+
+/// Rows times a factor each, in turn.
+struct Scaled {
+    weight: Weight,
+    factors: Vec<f32>,
+}
+
+impl WeightSource for Scaled {
+    fn load(&self) -> Result<Tensor> {
+        self.rows(0..self.weight.shape().first().copied().unwrap_or(0))
+    }
+
+    fn rows(&self, rows: Range<usize>) -> Result<Tensor> {
+        let tensor = self.weight.rows(rows.clone())?;
+        let shape = tensor.shape().to_vec();
+        let mut values = tensor.to_f32()?;
+        let width = (values.len() / rows.len().max(1)).max(1);
+        for (row, values) in rows.zip(values.chunks_exact_mut(width)) {
+            let factor = self.factors[row % self.factors.len()];
+            values.iter_mut().for_each(|x| *x *= factor);
+        }
+        Tensor::from_vec(shape, values)
+    }
+
+    fn streams(&self) -> bool {
+        self.weight.streams()
+    }
+}
+
 /// Matrices of one shape as one with all their rows; in float32 if they are of several types, as where an adapter is in
 /// some of them.
 ///

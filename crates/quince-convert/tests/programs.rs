@@ -1,6 +1,7 @@
 //! Programs of every architecture, run by plain evaluation: against golden files of transformers, and against each other
 //! by the laws that need no oracle.
 
+mod rescale;
 mod support;
 
 use quince_checkpoint::{Checkpoint, SafetensorsFile};

@@ -98,10 +98,13 @@ fn layer_norm(w: &mut Writer, operation: &Operation, args: &Args) -> Result<Var>
     w.op("layer_norm", &operation.name, &inputs)
 }
 
-/// The epsilon of a norm, as a number that is not zero in float16.
+/// The epsilon of a norm, as a number that is not zero in the type of the program.
 pub(super) fn epsilon(w: &Writer, args: &Args) -> Result<Input> {
-    const SMALLEST: f32 = 6e-8;
-    w.number((args.float("epsilon")? as f32).max(SMALLEST))
+    let smallest = match w.settings.precision {
+        Precision::Float16 => 6e-8,
+        Precision::Float32 => f32::MIN_POSITIVE,
+    };
+    w.number((args.float("epsilon")? as f32).max(smallest))
 }
 
 pub(super) fn rope(w: &mut Writer, operation: &Operation, args: &Args) -> Result<Var> {

@@ -2,10 +2,12 @@
 
 mod adapters;
 mod compiled;
+mod float16;
 mod keep;
 mod report;
 
 use self::adapters::AdapterArgs;
+use self::float16::{Fp16Rescale, Source};
 use crate::allocating::{self, Compressed};
 use crate::bundling::{self, Draft};
 use crate::console::Console;
@@ -116,6 +118,11 @@ pub struct Args {
     /// The floating-point type that the package computes in
     #[arg(long, value_name = "TYPE", default_value = "float16")]
     compute_precision: PrecisionArg,
+    /// What is done about values that float16 cannot hold: auto runs some hundred tokens and scales weights by powers of
+    /// two so that nothing overflows, and the function is the same; off does nothing; a power of two such as 1/16 scales the
+    /// residual by it. Default: auto with --validate, else off
+    #[arg(long, value_name = "auto|off|FACTOR")]
+    fp16_rescale: Option<Fp16Rescale>,
     /// The processors that the package is written for. cpuAndNeuralEngine has a layout of its own: channels before tokens,
     /// convolutions, attention written out, norms that cannot overflow float16
     #[arg(long, value_name = "UNITS", default_value = "all")]
@@ -221,21 +228,20 @@ pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
         return compiled::run(args, console);
     }
     let start = Instant::now();
-    let asked = args.compression.asked(args.compute_units.devices())?;
     let existing = if args.force { Existing::Replace } else { Existing::Refuse };
     output::vacant(&args.output, existing)?;
-    // Asked here only to name the option: the conversion would refuse it too.
-    Target::of_units(args.compute_units.into()).map_err(|e| Failure::Usage(e.at("--compute-units")))?;
-    args.check(asked.as_ref())?;
+    let asked = args.asked()?;
     let model = args.hub.path(&args.model, console)?;
     let original = Checkpoint::open(&model)?;
     let opened = args.adapters.open(&args.functions())?;
     let mut checkpoint = original.clone();
     let adapters = opened.apply(&original, &mut checkpoint)?;
-    let tensors = checkpoint.tensors().count();
-    console.detail(&format!("{}: {}, {tensors} tensors", model.display(), checkpoint.format()));
+    let (tensors, format) = (checkpoint.tensors().count(), checkpoint.format());
+    console.detail(&format!("{}: {format}, {tensors} tensors", model.display()));
     let mut converted = convert_with(&checkpoint, &adapters, &args.options())?;
     let mut warnings = std::mem::take(&mut converted.warnings);
+    let (mut converted, float16) = in_float16(args, &checkpoint, converted, console)?;
+    warnings.extend(float16.iter().flat_map(float16::Check::warnings));
     // A tokenizer that cannot be read is found now, not by who runs the bundle.
     if !is_package(&args.output) && loading::tokenizer_of(&checkpoint)?.is_none() {
         warnings.push("found no tokenizer.json: the bundle takes tokens, not text".to_string());
@@ -247,12 +253,13 @@ pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
     let mut package = Package::new(std::mem::take(&mut converted.program));
     describe(&mut package, &converted, args.compute_units);
     let (compression, recipe) =
-        compress(args, asked, (&checkpoint, &adapters), &mut package, &mut warnings, console)?;
+        compress(args, asked, (&checkpoint, &adapters, &converted), &mut package, &mut warnings, console)?;
     converted.program = package.program.clone();
     warnings.iter().for_each(|warning| console.note(&format!("warning: {warning}")));
     let mut report = Report::new(&args.output, &checkpoint, &converted, compression, warnings);
     report.kept(kept);
     report.adapted(opened.reported(&converted.functions));
+    let float16 = report.looked_at(float16)?;
     let validation = match is_package(&args.output) {
         true => {
             report.wrote(bundling::write_package(&package, &args.output, console)?, None);
@@ -264,6 +271,7 @@ pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
             let mut draft = Draft::of_checkpoint(&checkpoint, converted.semantic.architecture, cache)?;
             draft.adapters = opened.entries(&converted.functions)?;
             draft.made.extend(recipe.map(|text| (RECIPE.to_string(), text)));
+            draft.made.extend(float16.map(|text| (float16::REPORT.to_string(), text)));
             draft.most_bytes = args.max_part_size;
             let (written, mut manifest) = bundling::write_bundle(&package, draft, &staged.path(), console)?;
             report.wrote(written, manifest.chain.as_ref());
@@ -286,10 +294,23 @@ pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
 }
 
 impl Args {
+    /// How to compress, once all that is asked for was found to go together.
+    fn asked(&self) -> Result<Option<Asked>> {
+        let asked = self.compression.asked(self.compute_units.devices())?;
+        // Asked here only to name the option: the conversion would refuse it too.
+        Target::of_units(self.compute_units.into()).map_err(|e| Failure::Usage(e.at("--compute-units")))?;
+        self.check(asked.as_ref())?;
+        Ok(asked)
+    }
+
     /// What does not go together, whatever the model.
     fn check(&self, asked: Option<&Asked>) -> Result<()> {
         if !self.activations.asked() {
             self.calibration.check(asked.map(Asked::config).as_ref())?;
+        }
+        if self.keep_quantization && self.fp16_rescale.is_some_and(|how| how != Fp16Rescale::Off) {
+            let message = "found --fp16-rescale with --keep-quantization, whose integers stay as they are";
+            return Err(Failure::usage_hint(message, "leave one of them out"));
         }
         for (option, tokens) in [("--prefill-length", self.prefill_length), ("--length", self.length)] {
             if let (Some(tokens), Some(context)) = (tokens, self.context)
@@ -306,11 +327,31 @@ impl Args {
     }
 }
 
+/// The conversion with weights that float16 holds the values of, and how that was found, if it is asked for.
+fn in_float16(
+    args: &Args,
+    checkpoint: &Checkpoint,
+    converted: Converted,
+    console: &Console,
+) -> Result<(Converted, Option<float16::Check>)> {
+    let usual = if args.validate && !args.keep_quantization { Fp16Rescale::Auto } else { Fp16Rescale::Off };
+    let how = args.fp16_rescale.unwrap_or(usual);
+    if how == Fp16Rescale::Off {
+        return Ok((converted, None));
+    }
+    let tokenizer = loading::tokenizer_of(checkpoint)?;
+    let source = Source { tokenizer: tokenizer.as_ref(), text: args.calibration.text() };
+    float16::check(converted, args.compute_units.into(), how, &source, console)
+}
+
+/// The checkpoint, what is beside it, and what became of them.
+type Model<'a> = (&'a Checkpoint, &'a Adapters<'a>, &'a Converted);
+
 /// Compresses the program of a package: what was done, for the report, and the recipe, for the bundle.
 fn compress(
     args: &Args,
     asked: Option<Asked>,
-    model: (&Checkpoint, &Adapters),
+    model: Model,
     package: &mut Package,
     warnings: &mut Vec<String>,
     console: &Console,
@@ -332,7 +373,7 @@ fn compress(
 fn compressed(
     args: &Args,
     asked: Asked,
-    (checkpoint, adapters): (&Checkpoint, &Adapters),
+    (checkpoint, adapters, converted): Model,
     package: &mut Package,
     console: &Console,
 ) -> Result<Compressed> {
@@ -343,7 +384,10 @@ fn compressed(
         tokenizer = loading::tokenizer_of(checkpoint)?;
         // Whole texts are run at once by a function without a cache.
         let options = Options { functions: vec![FunctionName::Full], kv_cache: KvCache::None, ..args.options() };
-        judged = convert_with(checkpoint, adapters, &options).ok().map(|converted| converted.program);
+        let judge = convert_with(checkpoint, adapters, &options).ok();
+        // Of the same weights, whatever was scaled.
+        let judge = judge.and_then(|judge| judge.with_semantic(converted.semantic.clone(), options.units).ok());
+        judged = judge.map(|judge| judge.program);
     }
     allocating::compress(allocating::Target { package, judged: judged.as_ref(), guide, tokenizer }, asked, console)
 }

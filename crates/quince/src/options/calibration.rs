@@ -66,6 +66,11 @@ impl CalibrationArgs {
         on_texts(program, &source, &mut |runs, progress| activation_ranges(program, runs, rule, progress))
     }
 
+    /// The text that is to be run, if one is given.
+    pub fn text(&self) -> Option<&Path> {
+        self.calibrate.iter().flatten().map(PathBuf::as_path).find(|file| !is_statistics(file))
+    }
+
     /// Calibration is for a way to compress.
     ///
     /// # Errors

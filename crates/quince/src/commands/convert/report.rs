@@ -1,9 +1,11 @@
 //! What became of a model: a table for people, JSON for machines.
 
 use super::adapters::Reported;
+use super::float16::Check;
 use super::keep::Kept;
 use crate::allocating::Allocation;
 use crate::console::table;
+use crate::failure::Result;
 use crate::options::activations::Activations;
 use crate::stored;
 use crate::units;
@@ -40,6 +42,8 @@ pub struct Report {
     kept: Option<Kept>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     adapters: Vec<Reported>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    float16: Option<Check>,
     warnings: Vec<String>,
     seconds: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -153,6 +157,7 @@ impl Report {
             compression,
             kept: None,
             adapters: Vec::new(),
+            float16: None,
             warnings,
             seconds: 0.0,
             validation: None,
@@ -167,6 +172,15 @@ impl Report {
     /// What became of adapters.
     pub fn adapted(&mut self, adapters: Vec<Reported>) {
         self.adapters = adapters;
+    }
+
+    /// What the model is in float16; the same for the bundle.
+    ///
+    /// # Errors
+    /// When a number cannot be written.
+    pub fn looked_at(&mut self, float16: Option<Check>) -> Result<Option<String>> {
+        self.float16 = float16;
+        self.float16.as_ref().map(Check::json).transpose()
     }
 
     /// What the package takes, or all packages of a chain.
@@ -228,6 +242,10 @@ impl Report {
             self.seconds
         );
         text.extend(self.adapters.iter().map(Reported::text));
+        if let Some(found) = &self.float16 {
+            text += "\n";
+            text += &found.text();
+        }
         if let Some(found) = &self.validation {
             text += "\n";
             text += &validating::text(found);
