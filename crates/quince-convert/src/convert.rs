@@ -25,6 +25,8 @@ pub struct Options {
     pub functions: Vec<FunctionName>,
     /// Tokens that there is room for.
     pub context: Option<usize>,
+    /// Smaller contexts: each has functions `init` and `decode` of its own, called after it (`init_512`), which cost less.
+    pub buckets: Vec<usize>,
     /// Tokens of a call of `init`.
     pub prefill_length: Option<usize>,
     /// Tokens of a call of `full`, which takes any number if this is not given; of `encode` if its shape is fixed.
@@ -72,6 +74,8 @@ pub enum ShapesKind {
     Fixed,
 }
 
+/// What a cache on the Neural Engine has a multiple of, in tokens.
+const CONTEXT_STEP: usize = 32;
 /// The most texts of a call of `encode`.
 const MOST_TEXTS: usize = 64;
 /// The tokens that there is room for in `encode` if nothing is asked for and the model has no shorter context.
@@ -121,7 +125,8 @@ pub fn convert_with(checkpoint: &Checkpoint, adapters: &Adapters, options: &Opti
     let names = options.names(has_head(model.read(config)?.as_ref(), config, checkpoint))?;
     let (voices, plan) = plan(checkpoint, adapters, options, &names)?;
     let semantic = semantic_of(model, &voices)?;
-    let context = options.context_of(&names, &semantic);
+    let (context, mut warnings) = options.rounded(&names, options.context_of(&names, &semantic), &semantic);
+    let buckets = options.buckets_of(&names, context, &semantic)?;
     let settings = Settings {
         precision: options.precision,
         grouping: options.grouping,
@@ -129,10 +134,12 @@ pub fn convert_with(checkpoint: &Checkpoint, adapters: &Adapters, options: &Opti
         context,
         head_parts: options.head_parts,
     };
-    let functions: Vec<FunctionSpec> = plan.into_iter().map(|planned| options.spec(planned, context)).collect();
+    let smallest = buckets.first().copied().unwrap_or(context);
+    let plan = with_buckets(plan, &buckets);
+    let functions = plan.into_iter().map(|planned| options.spec(planned, context, smallest)).collect::<Vec<_>>();
     let program = lower(&semantic, target, &settings, &functions)?;
     let kv_geometry = kv_geometry(&semantic, context)?;
-    let mut warnings = options.without_effect(&names);
+    warnings.extend(options.without_effect(&names));
     if let Some(from) = semantic.long_from().filter(|&from| context > from) {
         warnings.push(format!(
             "positions of all texts turn as those of texts of more than {from} tokens do, because the context is {context}"
@@ -163,6 +170,14 @@ impl Converted {
         Ok(self)
     }
 
+    /// The smaller contexts that there are functions for, the smallest first.
+    pub fn buckets(&self) -> Vec<usize> {
+        let mut buckets: Vec<usize> = self.functions.iter().filter_map(|function| function.context).collect();
+        buckets.sort_unstable();
+        buckets.dedup();
+        buckets
+    }
+
     /// The model and each of its adapters, a program for each reading, in float32 and without a cache, as operations of the
     /// target: for looking at the values of whole texts.
     ///
@@ -176,7 +191,7 @@ impl Converted {
                 Reading::Logits => FunctionKind::Full(Length::Flexible),
                 Reading::Embedding(_) => FunctionKind::Encode(ShapesKind::Range.of(longest)),
             };
-            let spec = FunctionSpec { name: "main".to_owned(), kind, voice };
+            let spec = FunctionSpec { name: "main".to_owned(), kind, voice, context: None };
             lower(&self.semantic, Target::of_units(units)?, &settings, &[spec])
         };
         self.semantic.readings.iter().map(program).collect()
@@ -194,6 +209,8 @@ struct Planned {
     called: String,
     name: FunctionName,
     voice: usize,
+    /// That of a bucket.
+    context: Option<usize>,
 }
 
 /// Which weights are read how, and the functions that come of it: those of the checkpoint, then those of each adapter.
@@ -219,20 +236,27 @@ fn plan<'a>(
     }
     let (mut voices, mut planned) = (Vec::new(), Vec::new());
     if !own.is_empty() {
-        let called = |name: &FunctionName| Planned { called: name.to_string(), name: *name, voice: 0 };
+        let called = |name: &FunctionName| Planned { called: name.to_string(), name: *name, voice: 0, context: None };
         planned.extend(own.iter().map(called));
         let config = checkpoint.config();
         voices.push(Voice { name: None, config, weights: checkpoint, readings: readings.clone() });
     }
     if let (true, Some((adapted, embedding))) = (names.iter().any(is_encode), &adapters.encoder) {
         let name = FunctionName::Encode;
-        planned.push(Planned { called: name.to_string(), name, voice: voices.len() });
+        planned.push(Planned { called: name.to_string(), name, voice: voices.len(), context: None });
         let readings = vec![Reading::Embedding(with_pooling(*embedding))];
         voices.push(Voice { name: Some("llm2vec".to_owned()), config: adapted.config(), weights: adapted, readings });
     }
     for (adapter, adapted) in adapters.kept.iter().filter(|_| !own.is_empty()) {
-        let called =
-            |name: &FunctionName| Planned { called: format!("{name}_{adapter}"), name: *name, voice: voices.len() };
+        if adapter.chars().all(|c| c.is_ascii_digit()) {
+            bail!("found an adapter called `{adapter}`, expected a name that is no number"; hint: "rename its directory");
+        }
+        let called = |name: &FunctionName| Planned {
+            called: format!("{name}_{adapter}"),
+            name: *name,
+            voice: voices.len(),
+            context: None,
+        };
         planned.extend(own.iter().map(called));
         let (name, config) = (Some(adapter.clone()), adapted.config());
         voices.push(Voice { name, config, weights: adapted, readings: readings.clone() });
@@ -242,6 +266,28 @@ fn plan<'a>(
         only.called = "main".to_owned();
     }
     Ok((voices, planned))
+}
+
+/// The functions of the largest context, then those of the others, which are called after them.
+fn with_buckets(mut plan: Vec<Planned>, buckets: &[usize]) -> Vec<Planned> {
+    let cached: Vec<(String, FunctionName, usize)> = plan
+        .iter()
+        .filter(|planned| matches!(planned.name, FunctionName::Init | FunctionName::Decode))
+        .map(|planned| (planned.called.clone(), planned.name, planned.voice))
+        .collect();
+    for &bucket in buckets {
+        plan.extend(cached.iter().map(|(called, name, voice)| {
+            // The only function of a package is called `main`.
+            let called = if called == "main" { name.to_string() } else { called.clone() };
+            Planned { called: format!("{called}_{bucket}"), name: *name, voice: *voice, context: Some(bucket) }
+        }));
+    }
+    if let [only, _, ..] = &mut plan[..]
+        && only.called == "main"
+    {
+        only.called = only.name.to_string();
+    }
+    plan
 }
 
 impl Options {
@@ -266,6 +312,7 @@ impl Options {
         let options = [
             ("the pooling", self.pooling.is_some(), FunctionName::Encode),
             ("the prefill length", self.prefill_length.is_some(), FunctionName::Init),
+            ("more than one context", !self.buckets.is_empty(), FunctionName::Decode),
             ("asking for all logits", self.logits == LogitsOf::All, FunctionName::Init),
         ];
         let mut warnings = Vec::new();
@@ -309,7 +356,35 @@ impl Options {
         }
     }
 
-    fn spec(&self, planned: Planned, context: usize) -> FunctionSpec {
+    /// On the Neural Engine a cache has room for a multiple of 32 tokens, more rather than fewer than were asked for; unless
+    /// the model has no more positions.
+    fn rounded(&self, names: &[FunctionName], asked: usize, semantic: &Semantic) -> (usize, Vec<String>) {
+        let cached = names.iter().any(|name| matches!(name, FunctionName::Init | FunctionName::Decode));
+        let rounded = asked.next_multiple_of(CONTEXT_STEP);
+        let beyond = asked <= semantic.max_positions && rounded > semantic.max_positions;
+        if !cached || self.units != ComputeUnits::CpuAndNeuralEngine || rounded == asked || beyond {
+            return (asked, Vec::new());
+        }
+        let note = format!(
+            "the context is {rounded} tokens, not {asked}: a cache for the Neural Engine has a multiple of {CONTEXT_STEP}"
+        );
+        (rounded, vec![note])
+    }
+
+    /// The smaller contexts, the smallest first.
+    fn buckets_of(&self, names: &[FunctionName], context: usize, semantic: &Semantic) -> Result<Vec<usize>> {
+        let of = |&asked: &usize| self.rounded(names, asked, semantic).0;
+        let mut buckets: Vec<usize> = self.buckets.iter().map(of).collect();
+        buckets.sort_unstable();
+        buckets.dedup();
+        buckets.retain(|&bucket| bucket != context);
+        match buckets.iter().find(|&&bucket| bucket == 0 || bucket > context) {
+            Some(bucket) => bail!("found a smaller context of {bucket} tokens, expected 1 to {context}"),
+            None => Ok(buckets),
+        }
+    }
+
+    fn spec(&self, planned: Planned, context: usize, smallest: usize) -> FunctionSpec {
         let kind = match planned.name {
             FunctionName::Full => FunctionKind::Full(self.length.map_or(Length::Flexible, Length::Fixed)),
             FunctionName::Encode => {
@@ -318,11 +393,12 @@ impl Options {
             }
             FunctionName::Decode => FunctionKind::Cached { tokens: 1, logits: LogitsOf::Last },
             FunctionName::Init => {
-                let tokens = self.prefill_length.unwrap_or(context.min(DEFAULT_PREFILL_LENGTH));
+                // A call of any context is the same call, so that a text may go on in the next.
+                let tokens = self.prefill_length.unwrap_or(smallest.min(DEFAULT_PREFILL_LENGTH));
                 FunctionKind::Cached { tokens, logits: self.logits }
             }
         };
-        FunctionSpec { name: planned.called, kind, voice: planned.voice }
+        FunctionSpec { name: planned.called, kind, voice: planned.voice, context: planned.context }
     }
 }
 

@@ -169,6 +169,9 @@ pub struct CacheLayout {
     pub head_dim: usize,
     /// Tokens that it has room for.
     pub context: usize,
+    /// Smaller contexts, for which there are functions that cost less: `init_512`, `decode_512`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub buckets: Vec<usize>,
     /// Tokens of one call of `init`, if there is that function.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prefill_length: Option<usize>,

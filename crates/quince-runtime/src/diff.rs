@@ -189,7 +189,7 @@ impl<'a> Side<'a> {
         shapes: &HashMap<String, Vec<usize>>,
         observer: &mut dyn Observer,
     ) -> Result<()> {
-        let mut inputs = match &self.cache {
+        let mut inputs = match &mut self.cache {
             Some(cache) => cache.inputs(function)?,
             None => Tensors::new(),
         };

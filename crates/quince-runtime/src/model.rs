@@ -69,6 +69,8 @@ impl Decoder {
     /// - `input_ids` int32 [1, T] and `position` int32 [1] to `logits` [1, 1 or T, V]: with a cache, which is states
     ///   [.., .., context, ..], those called `kv_rotating` with fewer slots, or inputs `k_cache`, `v_cache` [layers, kv heads, context, head dim] with outputs
     ///   `new_k`, `new_v` [layers, kv heads, T, head dim]. T = 1 decodes and must be there; T > 1 prefills.
+    /// - The same for fewer tokens, called after them: `decode_512` beside `decode`. Of several, the one that sees the fewest
+    ///   tokens runs, as long as there is room; the text goes on in the next.
     /// - `input_ids` int32 [1, S] to `logits` [1, S, V]: without a cache. It generates if nothing else can.
     ///
     /// # Errors
@@ -84,7 +86,7 @@ impl Decoder {
     /// As [`Decoder::new`]; and when there is no such adapter.
     pub fn with_adapter(engine: Arc<Engine>, adapter: Option<&str>) -> Result<Decoder> {
         let functions = Functions::find(engine.program(), adapter)?;
-        let cache = IoCache::new(functions.cached.as_ref().map_or(&[], |cached| &cached.decode.io))?;
+        let cache = IoCache::new(functions.cached.as_ref().map_or(&[], |cached| &cached.largest().decode.io))?;
         let state = engine.new_state()?;
         let machine = Machine { engine, state, cache, written: 0 };
         Ok(Decoder { functions, machine, tokens: Vec::new(), logits: Vec::new() })
@@ -102,7 +104,7 @@ impl Decoder {
 
     /// Tokens of a call of the prefill function, if there is one.
     pub fn prefill_length(&self) -> Option<usize> {
-        self.functions.cached.as_ref()?.prefill.as_ref().map(|prefill| prefill.tokens)
+        self.functions.cached.as_ref()?.chunk()
     }
 
     /// The ways in which it can compute the logits of a text, the one with the fewest calls first.
@@ -135,7 +137,7 @@ impl Decoder {
     pub fn longest(&self, route: Route) -> usize {
         match route {
             Route::Full => self.functions.full.as_ref().map_or(0, |full| full.lengths.longest()),
-            Route::Cached => self.functions.cached.as_ref().map_or(0, |cached| cached.context),
+            Route::Cached => self.functions.cached.as_ref().map_or(0, |cached| cached.context()),
         }
     }
 
@@ -154,7 +156,9 @@ impl Decoder {
         let mut position = 0;
         while position < tokens.len() {
             let rest = tokens.len() - position;
-            let call = cached.prefill.as_ref().filter(|prefill| prefill.tokens <= rest).unwrap_or(&cached.decode);
+            let taken = cached.chunk().filter(|&chunk| chunk <= rest).unwrap_or(1);
+            let bucket = cached.holding(position + taken);
+            let call = bucket.prefill.as_ref().filter(|_| taken > 1).unwrap_or(&bucket.decode);
             self.machine.call(call, &tokens[position..position + call.tokens], position, Some(watch))?;
             position += call.tokens;
         }
@@ -175,11 +179,14 @@ impl Decoder {
     fn score_cached(&mut self, tokens: &[u32], on_row: &mut dyn FnMut(usize, &[f32]) -> Result<()>) -> Result<()> {
         self.check_room(tokens, Route::Cached)?;
         let cached = self.functions.cached()?;
-        let call = cached.prefill.as_ref().filter(|prefill| prefill.rows == Rows::All).unwrap_or(&cached.decode);
-        for start in (0..tokens.len()).step_by(call.tokens) {
+        let chunks = cached.largest().prefill.as_ref().filter(|prefill| prefill.rows == Rows::All);
+        let length = chunks.map_or(1, |prefill| prefill.tokens);
+        for start in (0..tokens.len()).step_by(length) {
             // The last chunk is padded; where that would pass the context, it begins earlier.
-            let begin = start.min(cached.context - call.tokens);
-            let end = (start + call.tokens).min(tokens.len());
+            let begin = start.min(cached.context() - length);
+            let end = (start + length).min(tokens.len());
+            let bucket = cached.holding(begin + length);
+            let call = bucket.prefill.as_ref().filter(|_| length > 1).unwrap_or(&bucket.decode);
             let logits = self.machine.call(call, &tokens[begin..end], begin, None)?;
             for i in start..end {
                 copy_row(&logits, i - begin, self.functions.vocab_size, &mut self.logits)?;
@@ -192,7 +199,7 @@ impl Decoder {
     /// Appends as many of `rest` as one step takes.
     fn advance(&mut self, rest: &[u32]) -> Result<()> {
         let (cached, position) = (self.functions.cached()?, self.tokens.len());
-        let step = next_step(position, rest.len(), cached.prefill.as_ref().map(|prefill| prefill.tokens));
+        let step = next_step(position, rest.len(), cached.chunk());
         let taken = match step {
             Step::Decode => 1,
             Step::Chunk { start, .. } => start + cached.prefill_tokens() - position,
@@ -209,11 +216,14 @@ impl Decoder {
     /// Computes the logits after the last of the tokens, and the rows of the cache that are not there yet.
     fn run(&mut self, step: Step) -> Result<()> {
         let (cached, end) = (self.functions.cached()?, self.tokens.len());
-        let (call, start) = match (step, &cached.prefill) {
-            (Step::Chunk { start }, Some(prefill)) => (prefill, start),
-            (Step::Padded, Some(prefill)) => (prefill, 0),
-            _ => (&cached.decode, end - 1),
+        let decode = &cached.holding(end).decode;
+        let start = match step {
+            Step::Decode => end - 1,
+            Step::Chunk { start } => start,
+            Step::Padded => 0,
         };
+        let bucket = cached.holding(start + cached.prefill_tokens());
+        let call = bucket.prefill.as_ref().filter(|_| step != Step::Decode).unwrap_or(decode);
         let mut logits = self.machine.call(call, &self.tokens[start..end], start, None)?;
         let mut row = match call.rows {
             Rows::Last => 0,
@@ -221,7 +231,7 @@ impl Decoder {
         };
         if matches!((step, call.rows), (Step::Padded, Rows::Last)) {
             // The only logits are those of padding.
-            logits = self.machine.call(&cached.decode, &self.tokens[end - 1..], end - 1, None)?;
+            logits = self.machine.call(decode, &self.tokens[end - 1..], end - 1, None)?;
             row = 0;
         }
         copy_row(&logits, row, self.functions.vocab_size, &mut self.logits)
@@ -350,6 +360,7 @@ impl Machine {
         let mut inputs = Tensors::new();
         inputs.insert(INPUT_IDS.to_owned(), ids(tokens, function.tokens)?);
         inputs.insert(POSITION.to_owned(), Tensor::vector(vec![int(position)?]));
+        self.cache.fit(function.context)?;
         self.cache.enter(&mut inputs)?;
         let end = position + function.tokens;
         self.written = if position == 0 { end } else { self.written.max(end) };
@@ -418,7 +429,7 @@ impl Functions {
 
 impl CachedFunctions {
     fn prefill_tokens(&self) -> usize {
-        self.prefill.as_ref().map_or(1, |prefill| prefill.tokens)
+        self.chunk().unwrap_or(1)
     }
 }
 

@@ -43,7 +43,8 @@ impl Stored {
     }
 }
 
-/// The tensors that hold the KV cache: states, or the inputs that stand for them; each once.
+/// The tensors that hold the KV cache: states, or the inputs that stand for them; each once, as the largest that a function
+/// takes.
 pub fn cache_types(program: &Program) -> Vec<TensorType> {
     let mut found: BTreeMap<&str, TensorType> = BTreeMap::new();
     for function in &program.functions {
@@ -51,7 +52,10 @@ pub fn cache_types(program: &Program) -> Vec<TensorType> {
             let info = function.var(input.var);
             let is_cache = matches!(info.ty, ValueType::State(_)) || ["k_cache", "v_cache"].contains(&&*info.name);
             if let (true, Some(ty)) = (is_cache, info.ty.as_tensor()) {
-                found.insert(&info.name, ty.clone());
+                let known = found.entry(&info.name).or_insert_with(|| ty.clone());
+                if byte_len(ty) > byte_len(known) {
+                    *known = ty.clone();
+                }
             }
         }
     }

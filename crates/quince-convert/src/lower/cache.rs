@@ -97,7 +97,7 @@ impl Cache {
         longest_call: usize,
         builder: &mut Builder,
     ) -> Result<Cache> {
-        let geometry = kv_geometry(semantic, settings.context)?;
+        let geometry = kv_geometry(semantic, spec.context(settings))?;
         let tokens = match spec.kind {
             FunctionKind::Full(_) | FunctionKind::Encode(_) => 0,
             FunctionKind::Cached { tokens, .. } => tokens,
@@ -107,7 +107,9 @@ impl Cache {
             _ if tokens == 0 => Carrier::Nothing,
             KvCache::None => Carrier::Nothing,
             KvCache::State | KvCache::Rotating => {
-                Carrier::States(states(&geometry, settings.precision, &places, builder))
+                // The same state for all functions, of which some see the first slots alone.
+                let whole = KvGeometry { context: settings.context, ..geometry };
+                Carrier::States(states(&whole, settings.precision, &places, builder))
             }
             KvCache::Io => {
                 let shape = [geometry.layers, geometry.kv_heads, geometry.context, geometry.head_dim];

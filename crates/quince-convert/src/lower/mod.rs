@@ -128,6 +128,16 @@ pub struct FunctionSpec {
     pub kind: FunctionKind,
     /// With which weights: the number of a voice of the semantic program.
     pub voice: usize,
+    /// For how many tokens there is room, if for fewer than [`Settings::context`] says: no more are attended to, which is
+    /// what a call costs. All functions share the cache; a state has room for the most, as an input it is as long as this.
+    pub context: Option<usize>,
+}
+
+impl FunctionSpec {
+    /// For how many tokens there is room.
+    pub fn context(&self, settings: &Settings) -> usize {
+        self.context.unwrap_or(settings.context)
+    }
 }
 
 /// What a function computes.
@@ -264,8 +274,12 @@ fn check(settings: &Settings, functions: &[FunctionSpec]) -> Result<()> {
             FunctionKind::Cached { tokens, .. } => tokens,
             FunctionKind::Encode(ref shapes) => shapes.longest(),
         };
-        if tokens == 0 || tokens > context {
-            bail!("function `{}`: found {tokens} tokens a call, expected 1 to the context, {context}", spec.name);
+        let own = spec.context(settings);
+        if own > context {
+            bail!("function `{}`: found a context of {own} tokens, expected at most {context}", spec.name);
+        }
+        if tokens == 0 || tokens > own {
+            bail!("function `{}`: found {tokens} tokens a call, expected 1 to the context, {own}", spec.name);
         }
         if matches!(spec.kind, FunctionKind::Cached { .. }) && settings.kv_cache == KvCache::None {
             bail!(

@@ -157,7 +157,7 @@ impl Writer<'_> {
         if let Some(var) = self.positions.of_keys.get(&slots) {
             return Ok(*var);
         }
-        let context = self.settings.context;
+        let context = self.spec.context(self.settings);
         let var = match (self.start(), self.settings.kv_cache, slots) {
             (None, ..) | (_, KvCache::None, _) => self.token_positions()?,
             (Some(start), _, Slots::Rotating(count)) => self.rotating_positions(start, count)?,

@@ -98,7 +98,7 @@ pub fn settings(kv_cache: KvCache, grouping: Grouping, precision: Precision) -> 
 
 /// The functions `init` of four tokens, `decode` and `full`.
 pub fn lowered(semantic: &Semantic, target: &Target, settings: &Settings, logits: LogitsOf) -> Program {
-    let spec = |name: &str, kind| FunctionSpec { name: name.to_owned(), kind, voice: 0 };
+    let spec = |name: &str, kind| FunctionSpec { name: name.to_owned(), kind, voice: 0, context: None };
     let functions = [
         spec("init", FunctionKind::Cached { tokens: 4, logits }),
         spec("decode", FunctionKind::Cached { tokens: 1, logits: LogitsOf::Last }),
@@ -111,7 +111,8 @@ pub fn lowered(semantic: &Semantic, target: &Target, settings: &Settings, logits
 pub fn encoder(semantic: &Semantic, target: &Target, grouping: Grouping) -> Program {
     let kind = FunctionKind::Encode(Shapes::Range { texts: (1, 64), tokens: (1, 16) });
     let settings = settings(KvCache::None, grouping, Precision::Float32);
-    lower(semantic, target, &settings, &[FunctionSpec { name: "main".to_owned(), kind, voice: 0 }]).unwrap()
+    let spec = FunctionSpec { name: "main".to_owned(), kind, voice: 0, context: None };
+    lower(semantic, target, &settings, &[spec]).unwrap()
 }
 
 /// What the only function makes of texts that are padded to `length` tokens.

@@ -1,7 +1,7 @@
 //! Adapters that a program keeps apart: functions that are called as others are, with the adapter's name behind.
 
 use quince_mil::names::identifier;
-use quince_mil::{Function, Program};
+use quince_mil::{Function, Program, ValueType};
 use quince_tensor::{Error, Result};
 use std::collections::BTreeSet;
 
@@ -40,10 +40,22 @@ pub(super) fn functions<'a>(program: &'a Program, adapter: Option<&str>) -> Resu
     }
 }
 
-/// What stands behind the name of another function in the name of this one.
+/// What stands behind the name of another function in the name of this one, a smaller context not counted.
 fn adapter_of<'a>(function: &'a Function, program: &Program) -> Option<&'a str> {
-    let behind = |other: &Function| function.name.strip_prefix(other.name.as_str())?.strip_prefix('_');
+    let own = bucket_of(function, program).map_or(function.name.as_str(), |(name, _)| name);
+    let behind = |other: &Function| own.strip_prefix(other.name.as_str())?.strip_prefix('_');
     program.functions.iter().filter_map(behind).max_by_key(|name| name.len()).filter(|name| !name.is_empty())
+}
+
+/// Of a function for a smaller context than another, the name of that and the context: `decode_512` beside `decode`, if it
+/// computes with as many of anything.
+pub(super) fn bucket_of<'a>(function: &'a Function, program: &Program) -> Option<(&'a str, usize)> {
+    let (name, context) = function.name.rsplit_once('_')?;
+    let context = context.parse().ok().filter(|_| context.bytes().all(|c| c.is_ascii_digit()))?;
+    let has = |ty: &quince_mil::TensorType| ty.shape.iter().any(|dim| dim.fixed() == Some(context));
+    let there = program.functions.iter().any(|other| other.name == name);
+    let sized = || function.vars.iter().any(|info| matches!(&info.ty, ValueType::Tensor(ty) if has(ty)));
+    (there && sized()).then_some((name, context))
 }
 
 #[cfg(test)]

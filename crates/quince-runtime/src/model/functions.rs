@@ -25,17 +25,27 @@ pub(super) struct Functions {
 
 /// The functions that share a cache.
 pub(super) struct CachedFunctions {
-    /// Takes one token.
-    pub decode: Cached,
-    /// Takes more; the longest of several that are not longer than the context.
-    pub prefill: Option<Cached>,
-    /// Tokens that the cache has room for.
-    pub context: usize,
+    /// By their contexts, the smallest first; the last one has the functions of the whole cache.
+    buckets: Vec<Bucket>,
+    /// Those for the whole cache.
+    largest: Bucket,
     /// Slots of the states that rotate: layers with a window see the last tokens only, and slots are used again.
     pub rotating: Option<usize>,
 }
 
+/// The functions that see so many tokens.
+#[derive(Clone)]
+pub(super) struct Bucket {
+    /// Takes one token.
+    pub decode: Cached,
+    /// Takes more; the longest of several that are not longer than the context, and as long as that of other buckets.
+    pub prefill: Option<Cached>,
+    /// Tokens that there is room for.
+    context: usize,
+}
+
 /// `input_ids` [1, tokens] and `position` [1] to logits.
+#[derive(Clone)]
 pub(super) struct Cached {
     /// The function's name.
     pub name: String,
@@ -48,7 +58,8 @@ pub(super) struct Cached {
     /// The caches that are inputs, with the outputs that extend them.
     pub io: Vec<IoFeature>,
     rotating: Option<usize>,
-    context: usize,
+    /// Tokens that there is room for.
+    pub context: usize,
     vocab_size: usize,
 }
 
@@ -124,13 +135,18 @@ impl Functions {
         let (mut cached, mut full) = (Vec::new(), None);
         for function in super::adapters::functions(program, adapter)? {
             match kind(function) {
-                Some(Kind::Cached(function)) => cached.push(function),
+                Some(Kind::Cached(mut found)) => {
+                    // A state is as long for all functions; its name says how much of it one sees.
+                    let bucket = super::adapters::bucket_of(function, program);
+                    found.context = bucket.map_or(found.context, |(_, context)| context.min(found.context));
+                    cached.push(found);
+                }
                 Some(Kind::Full(found)) => full = full.or(Some(found)),
                 None => {}
             }
         }
         let cached = CachedFunctions::of(cached)?;
-        let sizes = [cached.as_ref().map(|c| c.decode.vocab_size), full.as_ref().map(|f| f.vocab_size)];
+        let sizes = [cached.as_ref().map(|c| c.largest.decode.vocab_size), full.as_ref().map(|f| f.vocab_size)];
         let vocab_size = match sizes {
             [Some(a), Some(b)] if a != b => bail!("the functions disagree on the number of logits: found {a} and {b}"),
             [Some(size), _] | [None, Some(size)] => size,
@@ -142,8 +158,49 @@ impl Functions {
 
 impl CachedFunctions {
     fn of(functions: Vec<Cached>) -> Result<Option<CachedFunctions>> {
-        let Some(context) = functions.iter().map(|f| f.context).min() else { return Ok(None) };
         let rotating = functions.iter().filter_map(|f| f.rotating).min();
+        let mut contexts: Vec<usize> = functions.iter().map(|f| f.context).collect();
+        contexts.sort_unstable();
+        contexts.dedup();
+        let decodes = |context: &usize| functions.iter().any(|f| f.tokens == 1 && f.context == *context);
+        if !contexts.iter().all(decodes) {
+            // Functions of one cache that is smaller in some of them.
+            contexts.truncate(1);
+        }
+        let mut buckets = Vec::new();
+        for &context in &contexts {
+            let own = functions.iter().filter(|f| contexts.len() == 1 || f.context == context).cloned().collect();
+            buckets.extend(Bucket::of(own, context)?);
+        }
+        let Some(largest) = buckets.last().cloned() else { return Ok(None) };
+        // Texts go on from bucket to bucket, with the same chunks and the same cache.
+        buckets.retain(|bucket| bucket.goes_with(&largest));
+        Ok(Some(CachedFunctions { buckets, largest, rotating }))
+    }
+
+    /// Those for the whole cache.
+    pub fn largest(&self) -> &Bucket {
+        &self.largest
+    }
+
+    /// Those that see the fewest tokens of all that have room for `end`.
+    pub fn holding(&self, end: usize) -> &Bucket {
+        self.buckets.iter().find(|bucket| end <= bucket.context).unwrap_or(&self.largest)
+    }
+
+    /// Tokens that the cache has room for.
+    pub fn context(&self) -> usize {
+        self.largest.context
+    }
+
+    /// Tokens of a call that prefills, if there is a function for it.
+    pub fn chunk(&self) -> Option<usize> {
+        self.largest.prefill.as_ref().map(|prefill| prefill.tokens)
+    }
+}
+
+impl Bucket {
+    fn of(functions: Vec<Cached>, context: usize) -> Result<Option<Bucket>> {
         let (mut decode, mut prefill) = (None, None::<Cached>);
         for function in functions {
             if function.tokens == 1 {
@@ -156,7 +213,20 @@ impl CachedFunctions {
         if let Some(other) = prefill.as_ref().filter(|p| p.io != decode.io || p.vocab_size != decode.vocab_size) {
             bail!("the functions `{}` and `{}` do not share a cache: their inputs differ", other.name, decode.name);
         }
-        Ok(Some(CachedFunctions { decode, prefill, context, rotating }))
+        Ok(Some(Bucket { decode, prefill, context }))
+    }
+
+    /// Whether a text may go on from one to the other.
+    fn goes_with(&self, other: &Bucket) -> bool {
+        let call = |bucket: &Bucket| bucket.prefill.as_ref().map(|prefill| (prefill.tokens, prefill.rows));
+        let alike = |a: &IoFeature, b: &IoFeature| {
+            let shape = |feature: &IoFeature| [feature.shape[0], feature.shape[1], feature.shape[3]];
+            (&a.input, &a.output, a.dtype, shape(a)) == (&b.input, &b.output, b.dtype, shape(b))
+        };
+        let (a, b) = (&self.decode, &other.decode);
+        call(self) == call(other)
+            && (a.vocab_size, a.io.len()) == (b.vocab_size, b.io.len())
+            && a.io.iter().zip(&b.io).all(|(a, b)| alike(a, b))
     }
 }
 

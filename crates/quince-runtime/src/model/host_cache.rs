@@ -25,22 +25,31 @@ impl HostCache {
         let Some(cached) = Functions::find(program, None).ok().and_then(|functions| functions.cached) else {
             return Ok(None);
         };
-        let (context, features) = (cached.context, cached.decode.io);
+        let (context, features) = (cached.context(), cached.largest().decode.io.clone());
         Ok(Some(HostCache { cache: IoCache::new(&features)?, features, context, tokens: 0 }))
     }
 
-    /// The inputs of a call that the cache stands for, and the position, if there is room for the call's tokens.
+    /// The inputs of a call that the cache stands for, as long as the function has it, and the position, if there is room
+    /// for the call's tokens.
     ///
     /// # Errors
     /// When memory has no room for them.
-    pub fn inputs(&self, function: &Function) -> Result<Tensors> {
+    pub fn inputs(&mut self, function: &Function) -> Result<Tensors> {
+        let rows = |input: &quince_mil::FunctionInput| {
+            let known = self.features.iter().any(|feature| feature.input == function.var(input.var).name);
+            known.then(|| function.ty(input.var).as_tensor()?.dims()?.get(2).copied())?
+        };
+        let own = function.inputs.iter().find_map(rows);
+        if let Some(rows) = own {
+            self.cache.fit(rows)?;
+        }
         let takes = |name: &str| function.inputs.iter().any(|input| function.var(input.var).name == name);
         let mut inputs = Tensors::new();
         self.cache.enter(&mut inputs)?;
         if takes(POSITION) {
             let ids = function.inputs.iter().find(|input| function.var(input.var).name == INPUT_IDS);
             let shape = ids.and_then(|input| function.ty(input.var).as_tensor()?.dims()).unwrap_or_default();
-            let fits = self.tokens + shape.last().copied().unwrap_or(1) <= self.context;
+            let fits = self.tokens + shape.last().copied().unwrap_or(1) <= own.unwrap_or(self.context);
             let position = if fits { self.tokens as i32 } else { 0 };
             inputs.insert(POSITION.to_owned(), Tensor::vector(vec![position]));
         }

@@ -22,6 +22,11 @@ impl IoCache {
         Ok(IoCache { parts: features.iter().map(Part::new).collect::<Result<_>>()? })
     }
 
+    /// Makes room for so many tokens; rows of more are forgotten.
+    pub fn fit(&mut self, context: usize) -> Result<()> {
+        self.parts.iter_mut().try_for_each(|part| part.fit(context))
+    }
+
     /// Adds the inputs of a call.
     pub fn enter(&self, inputs: &mut Tensors) -> Result<()> {
         for part in &self.parts {
@@ -49,6 +54,22 @@ impl Part {
         };
         let tensor = StateTensor { name: feature.input.clone(), shape: feature.shape.to_vec(), data };
         Ok(Part { tensor, output: feature.output.clone() })
+    }
+
+    fn fit(&mut self, context: usize) -> Result<()> {
+        let [layers, heads, rows, dim] = self.tensor.shape[..] else {
+            bail!("found a cache of shape {:?}, expected four axes", self.tensor.shape);
+        };
+        if rows == context {
+            return Ok(());
+        }
+        let shape = [layers, heads, context, dim];
+        self.tensor.data = match &self.tensor.data {
+            StateData::F16(cache) => StateData::F16(resized(cache, rows * dim, &shape)?),
+            StateData::F32(cache) => StateData::F32(resized(cache, rows * dim, &shape)?),
+        };
+        self.tensor.shape = shape.to_vec();
+        Ok(())
     }
 
     fn write(&mut self, rows: &Tensor, position: usize) -> Result<()> {
@@ -92,6 +113,17 @@ impl Place {
         }
         Ok(())
     }
+}
+
+/// Heads of `head` elements as heads of another number of rows.
+fn resized<T: Element>(cache: &[T], head: usize, shape: &[usize; 4]) -> Result<Vec<T>> {
+    let mut values = zeros(shape)?;
+    let own = shape[2] * shape[3];
+    let kept = head.min(own);
+    for (new, old) in values.chunks_exact_mut(own.max(1)).zip(cache.chunks_exact(head.max(1))) {
+        new[..kept].copy_from_slice(&old[..kept]);
+    }
+    Ok(values)
 }
 
 fn zeros<T: Element>(shape: &[usize]) -> Result<Vec<T>> {

@@ -60,6 +60,8 @@ Examples:
   quince convert MODEL -o out.bundle --wbits 4 --palett-group-size 16 --context 1024 --validate
       4-bit weights, a lookup table for every 16 output channels, room for 1024 tokens; then
       the package is run against the checkpoint
+  quince convert MODEL -o out.bundle --context 512,1024,4096
+      room for 4096 tokens, and functions that cost less as long as a text has 512 or 1024
   quince convert MODEL -o out.bundle --wbits 3 --palett-group-size 16 --calibrate
       3-bit weights, chosen by what they are multiplied with in texts that the model writes
   quince convert MODEL -o out.bundle --wbits 4 --max-part-size 950MB
@@ -92,9 +94,11 @@ pub struct Args {
     /// embedding). Default: init,decode; full with --kv-cache none; encode for encoders and models without a head
     #[arg(long, value_name = "NAME,...", value_delimiter = ',')]
     functions: Vec<FunctionName>,
-    /// Tokens that there is room for. Default: what the model was made for, at most 2048
-    #[arg(long, alias = "seq-len", value_name = "N", value_parser = tokens())]
-    context: Option<usize>,
+    /// Tokens that there is room for. Of several, each smaller one N has functions of its own, init_N and decode_N, over the
+    /// same weights and the same cache: they cost less, and run as long as a text fits. Default: what the model was made for,
+    /// at most 2048
+    #[arg(long, alias = "seq-len", value_name = "N,...", value_delimiter = ',', value_parser = tokens())]
+    context: Vec<usize>,
     /// Tokens of a call of init. Default: 128, or the context if that is less
     #[arg(long, value_name = "P", value_parser = tokens())]
     prefill_length: Option<usize>,
@@ -181,9 +185,11 @@ enum PrecisionArg {
 
 impl Args {
     fn options(&self) -> Options {
+        let largest = self.context.iter().copied().max();
         Options {
             functions: self.functions(),
-            context: self.context,
+            context: largest,
+            buckets: self.context.iter().copied().filter(|&context| Some(context) != largest).collect(),
             prefill_length: self.prefill_length,
             length: self.length,
             pooling: self.pooling.map(PoolingArg::checked),
@@ -312,8 +318,10 @@ impl Args {
             let message = "found --fp16-rescale with --keep-quantization, whose integers stay as they are";
             return Err(Failure::usage_hint(message, "leave one of them out"));
         }
-        for (option, tokens) in [("--prefill-length", self.prefill_length), ("--length", self.length)] {
-            if let (Some(tokens), Some(context)) = (tokens, self.context)
+        let (smallest, largest) = (self.context.iter().min(), self.context.iter().max());
+        let most = [("--prefill-length", self.prefill_length, smallest), ("--length", self.length, largest)];
+        for (option, tokens, context) in most {
+            if let (Some(tokens), Some(&context)) = (tokens, context)
                 && tokens > context
             {
                 return Err(Failure::usage(format!("{option}: found {tokens}, expected at most --context, {context}")));
@@ -433,6 +441,7 @@ fn cache_layout(converted: &Converted, program: &Program) -> Option<CacheLayout>
         kv_heads: geometry.kv_heads,
         head_dim: geometry.head_dim,
         context: geometry.context,
+        buckets: converted.buckets(),
         prefill_length,
     })
 }

@@ -162,8 +162,12 @@ impl Opened {
         let encodes =
             |function: &&FunctionSpec| matches!(function.kind, FunctionKind::Encode(_)) && !self.llm2vec.is_empty();
         let (encoders, others): (Vec<&FunctionSpec>, Vec<&FunctionSpec>) = functions.iter().partition(encodes);
+        let ends = |function: &FunctionSpec, end: &str| {
+            let bucket = function.context.map_or(String::new(), |context| format!("_{context}"));
+            function.name.strip_suffix(&bucket).is_some_and(|name| name.ends_with(end))
+        };
         let names = |functions: &[&FunctionSpec], end: &str| -> Vec<String> {
-            functions.iter().map(|function| function.name.clone()).filter(|name| name.ends_with(end)).collect()
+            functions.iter().filter(|function| ends(function, end)).map(|function| function.name.clone()).collect()
         };
         let loras = self.loras.iter().map(|(adapter, weight)| {
             let end = if self.how == How::Keep { format!("_{}", adapter.name()) } else { String::new() };

@@ -76,7 +76,7 @@ impl Args {
         let compressed = self.compression.is_asked(self.compute_units.devices())?;
         let given = [
             ("--functions", !self.functions.is_empty()),
-            ("--context", self.context.is_some()),
+            ("--context", !self.context.is_empty()),
             ("--prefill-length", self.prefill_length.is_some()),
             ("--length", self.length.is_some()),
             ("--all-logits", self.all_logits),

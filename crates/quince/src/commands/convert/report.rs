@@ -28,6 +28,8 @@ pub struct Report {
     parameters: u64,
     functions: Vec<Function>,
     context: usize,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    buckets: Vec<usize>,
     kv_cache: &'static str,
     kv_cache_bytes: u64,
     checkpoint_bytes: u64,
@@ -147,6 +149,7 @@ impl Report {
             parameters: checkpoint.parameters(),
             functions: functions.collect(),
             context: g.context,
+            buckets: converted.buckets(),
             kv_cache: kv_cache.unwrap_or("none"),
             kv_cache_bytes: stored::cache_types(&converted.program).iter().map(stored::byte_len).sum(),
             checkpoint_bytes: checkpoint.byte_len(),
