@@ -50,7 +50,7 @@ pub fn cache_types(program: &Program) -> Vec<TensorType> {
     for function in &program.functions {
         for input in &function.inputs {
             let info = function.var(input.var);
-            let is_cache = matches!(info.ty, ValueType::State(_)) || ["k_cache", "v_cache"].contains(&&*info.name);
+            let is_cache = matches!(info.ty, ValueType::State(_)) || info.name.ends_with("_cache");
             if let (true, Some(ty)) = (is_cache, info.ty.as_tensor()) {
                 let known = found.entry(&info.name).or_insert_with(|| ty.clone());
                 if byte_len(ty) > byte_len(known) {

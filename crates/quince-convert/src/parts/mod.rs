@@ -18,6 +18,7 @@
 //!   embedding and the head do not come to lie in one part. To store it once, one part would have to be run twice for each
 //!   token, as the first and as the last; all of it would be mapped then for the few rows that the embedding reads, and
 //!   what is stored twice costs space on disk and no memory.
+//! - A table of embeddings that the Neural Engine has too few bits to index is a part of its own, which the CPU runs.
 //! - Each part has the cache of its own layers: states and inputs of the same names, with fewer layers ([`caches`]).
 
 mod caches;
@@ -25,7 +26,7 @@ mod cut;
 mod sections;
 
 use cut::Cut;
-use quince_mil::{Error, Program, Result};
+use quince_mil::{Error, Function, Operation, Program, Result};
 use sections::Sections;
 use std::ops::Range;
 
@@ -38,6 +39,30 @@ pub struct Part {
     pub holds: String,
 }
 
+/// Where the embedding goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum EmbeddingPart {
+    /// To the first layers, if they fit.
+    WithLayers,
+    /// Into a part of its own: the Neural Engine has indices of 16 bits, so that the CPU has to read a longer table.
+    Apart,
+}
+
+impl EmbeddingPart {
+    /// The rows that the Neural Engine can tell apart.
+    const MOST_ROWS: usize = 65535;
+
+    /// What a program needs whose layers run on the Neural Engine.
+    pub fn for_neural_engine(program: &Program) -> EmbeddingPart {
+        let is_long = |function: &Function, operation: &Operation| {
+            let table = operation.var("x").and_then(|table| function.ty(table).as_tensor()?.shape.first()?.fixed());
+            operation.op_name() == "gather" && table.is_some_and(|rows| rows > Self::MOST_ROWS)
+        };
+        let any = program.functions.iter().any(|f| f.block.operations.iter().any(|operation| is_long(f, operation)));
+        if any { EmbeddingPart::Apart } else { EmbeddingPart::WithLayers }
+    }
+}
+
 /// How large a program is once it is written, in bytes.
 pub type Measure<'a> = dyn FnMut(&Program) -> Result<u64> + 'a;
 
@@ -47,7 +72,7 @@ pub type Measure<'a> = dyn FnMut(&Program) -> Result<u64> + 'a;
 /// # Errors
 /// When a section alone is larger than the limit: the error says which, and how small the limit may be. When the program
 /// has no layers that could be told by the names of its operations.
-pub fn split(program: &Program, limit: u64, measure: &mut Measure) -> Result<Vec<Part>> {
+pub fn split(program: &Program, limit: u64, embedding: EmbeddingPart, measure: &mut Measure) -> Result<Vec<Part>> {
     if measure(program)? <= limit {
         return Ok(vec![Part { program: program.clone(), holds: "everything".to_owned() }]);
     }
@@ -61,7 +86,8 @@ pub fn split(program: &Program, limit: u64, measure: &mut Measure) -> Result<Vec
         if bytes > limit {
             return Err(too_large(&sections, &mut cut, first, (bytes, limit), measure));
         }
-        while end < sections.len() {
+        let is_apart = embedding == EmbeddingPart::Apart && sections.numbers(&(first..end)).start == 0;
+        while end < sections.len() && !is_apart {
             let longer = cut.part(first..end + 1)?;
             if measure(&longer)? > limit {
                 break;

@@ -32,15 +32,15 @@ fn holds(parts: &[Part]) -> Vec<&str> {
 fn no_part_is_larger_than_the_limit_and_the_smallest_one_that_works_is_told() {
     let program = converted("llama-gqa-untied", KvCache::State);
     let whole = weight_bytes(&program).unwrap();
-    assert_eq!(holds(&split(&program, whole, &mut weight_bytes).unwrap()), ["everything"]);
-    let parts = split(&program, whole - 1, &mut weight_bytes).unwrap();
+    assert_eq!(holds(&split(&program, whole, EmbeddingPart::WithLayers, &mut weight_bytes).unwrap()), ["everything"]);
+    let parts = split(&program, whole - 1, EmbeddingPart::WithLayers, &mut weight_bytes).unwrap();
     assert_eq!(holds(&parts), ["embedding, layers 0 to 1", "head"]);
 
-    let error = split(&program, 1000, &mut weight_bytes).err().unwrap();
+    let error = split(&program, 1000, EmbeddingPart::WithLayers, &mut weight_bytes).err().unwrap();
     assert!(error.message().starts_with("embedding: found 40960 bytes, expected at most 1000"), "{error}");
     let least: u64 = error.hints()[0].split(' ').find_map(|word| word.parse().ok()).unwrap();
-    assert!(split(&program, least - 1, &mut weight_bytes).is_err());
-    let parts = split(&program, least, &mut weight_bytes).unwrap();
+    assert!(split(&program, least - 1, EmbeddingPart::WithLayers, &mut weight_bytes).is_err());
+    let parts = split(&program, least, EmbeddingPart::WithLayers, &mut weight_bytes).unwrap();
     assert_eq!(holds(&parts), ["embedding", "layer 0", "layer 1", "head"]);
     for part in &parts {
         let bytes = weight_bytes(&part.program).unwrap();
@@ -56,7 +56,7 @@ fn a_table_that_is_the_head_too_is_in_the_first_and_the_last_part() {
     let program = converted("gemma3", KvCache::Io);
     let table = 64 * 32 * 2;
     let whole = weight_bytes(&program).unwrap();
-    let parts = split(&program, whole - 1, &mut weight_bytes).unwrap();
+    let parts = split(&program, whole - 1, EmbeddingPart::WithLayers, &mut weight_bytes).unwrap();
     let has = |part: &Part| {
         let mut operations = part.program.functions.iter().flat_map(|function| &function.block.operations);
         operations.any(|operation| operation.name.starts_with("model.embed_tokens.weight"))
@@ -67,11 +67,20 @@ fn a_table_that_is_the_head_too_is_in_the_first_and_the_last_part() {
 }
 
 #[test]
+fn an_embedding_that_the_neural_engine_cannot_index_is_a_part_of_its_own() {
+    let program = converted("llama-gqa-untied", KvCache::State);
+    assert_eq!(EmbeddingPart::for_neural_engine(&program), EmbeddingPart::WithLayers);
+    let whole = weight_bytes(&program).unwrap();
+    let parts = split(&program, whole - 1, EmbeddingPart::Apart, &mut weight_bytes).unwrap();
+    assert_eq!(holds(&parts), ["embedding", "layers 0 to 1, head"]);
+}
+
+#[test]
 fn a_program_without_layers_is_refused() {
     let mut program = converted("llama-gqa-untied", KvCache::State);
     for operation in program.functions.iter_mut().flat_map(|function| &mut function.block.operations) {
         operation.name = operation.name.replace('.', "_");
     }
-    let error = split(&program, 1000, &mut weight_bytes).err().unwrap().to_string();
+    let error = split(&program, 1000, EmbeddingPart::WithLayers, &mut weight_bytes).err().unwrap().to_string();
     assert!(error.starts_with("found no layers, expected operations with names such as"), "{error}");
 }

@@ -46,6 +46,9 @@ pub struct PartEntry {
     pub package: String,
     /// What it runs: `layers 5 to 10`.
     pub holds: String,
+    /// The processors to load it for, as `MLComputeUnits` has them, if not for those of the other parts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub compute_units: Option<String>,
     /// The size of its files in bytes.
     pub bytes: u64,
     /// The SHA-256 of a line for each of its files, in the order of [`Manifest::files`]: digest, two spaces, path.

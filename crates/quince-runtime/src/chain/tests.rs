@@ -33,7 +33,7 @@ fn weight_bytes(program: &Program) -> Result<u64> {
 fn parts_of(program: &Program) -> Vec<Program> {
     let mut limit = 256;
     loop {
-        match parts::split(program, limit, &mut weight_bytes) {
+        match parts::split(program, limit, parts::EmbeddingPart::WithLayers, &mut weight_bytes) {
             Ok(parts) => return parts.into_iter().map(|part| part.program).collect(),
             Err(error) => assert!(error.message().contains("the size of a part"), "{error}"),
         }

@@ -5,7 +5,8 @@ use crate::console::Console;
 use crate::failure::Result;
 use crate::stored;
 use crate::units;
-use quince_convert::parts::split;
+use quince_convert::parts::{EmbeddingPart, split};
+use quince_lint::{COMPUTE_UNITS_KEY, Units};
 use quince_mil::text::{PrintOptions, Spelling, Weights, print};
 use quince_mlpackage::{Metadata, Package, Written};
 use quince_runtime::{CHAIN_KEY, Chain, PACKAGE, PART_KEY, PartEntry, join};
@@ -37,7 +38,11 @@ impl Packages {
             part.measure()
         };
         let place = |e: Error| e.at(format!("--max-part-size {}", units::bytes(limit)));
-        let parts = split(&package.program, limit, &mut measure).map_err(place)?;
+        let embedding = match Units::of(&package.metadata) {
+            Some(Units::CpuAndNeuralEngine) => EmbeddingPart::for_neural_engine(&package.program),
+            _ => EmbeddingPart::WithLayers,
+        };
+        let parts = split(&package.program, limit, embedding, &mut measure).map_err(place)?;
         if parts.len() == 1 {
             return Ok(Packages::whole(package));
         }
@@ -45,9 +50,12 @@ impl Packages {
         let (mut packages, mut entries) = (Vec::new(), Vec::new());
         for (number, part) in parts.into_iter().enumerate() {
             let functions = part.program.functions.iter().map(|f| (f.name.clone(), stored::interface(f)));
+            let on_cpu = embedding == EmbeddingPart::Apart && number == 0;
+            let compute_units = on_cpu.then(|| Units::CpuOnly.name().to_string());
             entries.push(PartEntry {
                 package: Chain::package_name(number, count),
                 holds: part.holds,
+                compute_units: compute_units.clone(),
                 bytes: 0,
                 sha256: String::new(),
                 sample: String::new(),
@@ -55,6 +63,7 @@ impl Packages {
             });
             let mut made = Package::new(part.program);
             made.metadata = metadata(package, &id, Chain::part_value(number, count));
+            made.metadata.user_defined.extend(compute_units.map(|units| (COMPUTE_UNITS_KEY.to_string(), units)));
             packages.push(made);
         }
         Ok(Packages { packages, chain: Some(Chain { id, parts: entries }) })

@@ -135,7 +135,7 @@ pub struct Args {
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..=4096))]
     lm_head_parts: Option<usize>,
     /// Split the model at layers into packages of at most SIZE each, which the bundle lists in order: above about 950MB an
-    /// iPhone falls back to the GPU or ends the app
+    /// iPhone falls back to the GPU or ends the app. An embedding that the Neural Engine cannot index is a part for the CPU
     #[arg(long, value_name = "SIZE", value_parser = compression::size)]
     max_part_size: Option<u64>,
     /// The oldest system that is to run the package

@@ -5,7 +5,7 @@ use crate::failure::Result;
 use crate::stored;
 use quince_checkpoint::Checkpoint;
 use quince_compress::{OptimizationConfig, Scheme, compress, layer_of};
-use quince_convert::parts::split;
+use quince_convert::parts::{EmbeddingPart, split};
 use quince_convert::{Options, convert};
 use quince_lint::{Demand, Processor};
 use quince_mil::{Defs, Function, Program};
@@ -77,7 +77,8 @@ impl Form {
         }
         if form.bytes > PART_BYTES {
             // As a conversion cuts it; what cannot be cut so small is counted as if it could.
-            let parts = split(program, PART_BYTES, &mut |part| Package::new(part.clone()).measure());
+            let embedding = EmbeddingPart::for_neural_engine(program);
+            let parts = split(program, PART_BYTES, embedding, &mut |part| Package::new(part.clone()).measure());
             form.parts = parts.map_or(form.bytes.div_ceil(PART_BYTES), |parts| parts.len() as u64);
         }
         form
@@ -132,7 +133,8 @@ impl Planned {
         let cache = stored::cache_types(&program);
         let layout = bundle.manifest().and_then(|manifest| manifest.cache.clone());
         // Of a package alone, layers are told by the number in the names of its weights.
-        let counted = weights.iter().filter_map(|weight| layer_of(&weight.name)).max().map_or(0, |last| last as u64 + 1);
+        let counted =
+            weights.iter().filter_map(|weight| layer_of(&weight.name)).max().map_or(0, |last| last as u64 + 1);
         Ok(Planned {
             path: path.display().to_string(),
             architecture: bundle.manifest().map_or("package".to_string(), |manifest| manifest.architecture.clone()),
