@@ -41,9 +41,7 @@ const LARGER: f32 = 262144.0;
 fn of_residual(name: &str) -> bool {
     let modules = ["embed_tokens", "o_proj", "down_proj", "wte", "wpe", "dense", "fc2", "c_proj"];
     let module = |module: &&str| ["weight", "bias"].iter().any(|part| name.ends_with(&format!("{module}.{part}")));
-    modules.iter().any(module)
-        || name.ends_with("experts.down_proj")
-        || name.ends_with("experts.down_proj_bias")
+    modules.iter().any(module) || name.ends_with("experts.down_proj") || name.ends_with("experts.down_proj_bias")
 }
 
 fn residual(name: &str) -> [f32; 2] {

@@ -195,7 +195,8 @@ pub(crate) fn plus_one(weight: &Weight) -> Weight {
 
 /// The weight in float32, row r divided by 2 to the power of `by[r % by.len()]`, of which there is at least one.
 pub(crate) fn scaled(weight: &Weight, by: &[i32]) -> Weight {
-    let source = Scaled { weight: weight.cast(DType::F32), factors: by.iter().map(|by| (-*by as f32).exp2()).collect() };
+    let source =
+        Scaled { weight: weight.cast(DType::F32), factors: by.iter().map(|by| (-*by as f32).exp2()).collect() };
     Weight::new(weight.name(), DType::F32, weight.shape(), Arc::new(source))
 }
 

@@ -43,7 +43,7 @@ fn checked(tensor: Tensor, before: usize) -> Result<Tensor> {
         before + index
     ));
     Err(match dtype {
-        DType::F16 => found.hint("float16 holds numbers up to 65504: float32 may hold it, if the checkpoint is sound"),
+        DType::F16 => found.hint("float16 holds numbers up to 65504: --fp16-rescale auto scales weights so that it does, and float32 may hold more, if the checkpoint is sound"),
         _ => found.hint("the checkpoint is damaged, or its training failed"),
     })
 }

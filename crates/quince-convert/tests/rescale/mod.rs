@@ -1,10 +1,10 @@
 //! Scaled programs compute what they computed, whatever is scaled and by how much.
 
+use crate::support::{EMBEDDING, Odd, close, encoder, lowered, read, run_encode, run_full, settings};
 use quince_convert::lower::{Grouping, KvCache, LogitsOf, Precision, TARGETS};
 use quince_convert::rescale::{Peak, Rescale, Rescaled, rescaled};
 use quince_convert::{MODELS, Model, Reading, Semantic};
 use quince_mil::Program;
-use crate::support::{EMBEDDING, Odd, close, encoder, lowered, read, run_encode, run_full, settings};
 
 const TEXT: [i64; 13] = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9];
 

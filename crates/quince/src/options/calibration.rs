@@ -171,12 +171,7 @@ impl Source<'_> {
         let longest = decoder.routes().first().map_or(0, |&route| decoder.longest(route));
         let length = LENGTH.min(longest);
         if let Some(path) = self.text {
-            let (text, tokenizer) = (read(path)?, self.tokenizer()?);
-            let texts = match is_json_lines(path) {
-                true => Texts::of_json_lines(&text, tokenizer, length, self.tokens),
-                false => Texts::of_text(&text, tokenizer, length, self.tokens),
-            };
-            return Ok(texts.map_err(|e| e.at(path.display()))?);
+            return windows(path, self.tokenizer()?, [length, self.tokens]);
         }
         let begin = self.tokenizer.map(|tokenizer| tokenizer.begin_of_text()).transpose()?.flatten();
         let ends = self.tokenizer.map_or(&[][..], |tokenizer| tokenizer.eos());
@@ -190,24 +185,44 @@ impl Source<'_> {
 
     /// The lines of a given text, or of one that was written for this.
     fn of_encoder(&self, longest: usize) -> Result<Texts> {
-        let given = match self.text {
-            Some(path) if is_json_lines(path) => {
-                Some(Texts::lines_of_json(&read(path)?).map_err(|e| e.at(path.display()))?)
-            }
-            given => given.map(read).transpose()?,
-        };
-        let text = given.as_deref().unwrap_or(Texts::BUILT_IN);
-        let texts = Texts::of_lines(text, self.tokenizer()?, LENGTH.min(longest), self.tokens);
-        Ok(match self.text {
-            Some(path) => texts.map_err(|e| e.at(path.display()))?,
-            None => texts?,
-        })
+        let sizes @ [length, tokens] = [LENGTH.min(longest), self.tokens];
+        match self.text {
+            Some(path) => sentences(path, self.tokenizer()?, sizes),
+            None => Ok(Texts::of_lines(Texts::BUILT_IN, self.tokenizer()?, length, tokens)?),
+        }
     }
 
     fn tokenizer(&self) -> Result<&Tokenizer> {
         let missing = || Failure::usage("--calibrate: found no tokenizer, expected one beside the model");
         self.tokenizer.ok_or_else(missing)
     }
+}
+
+/// The text of a file in windows of so many tokens, and of how many in all.
+///
+/// # Errors
+/// A file that cannot be read, or without text.
+pub fn windows(path: &Path, tokenizer: &Tokenizer, [length, tokens]: [usize; 2]) -> Result<Texts> {
+    let text = read(path)?;
+    let texts = match is_json_lines(path) {
+        true => Texts::of_json_lines(&text, tokenizer, length, tokens),
+        false => Texts::of_text(&text, tokenizer, length, tokens),
+    };
+    Ok(texts.map_err(|e| e.at(path.display()))?)
+}
+
+/// The same with each line by itself.
+///
+/// # Errors
+/// As [`windows`].
+pub fn sentences(path: &Path, tokenizer: &Tokenizer, [length, tokens]: [usize; 2]) -> Result<Texts> {
+    let text = read(path)?;
+    let lines = match is_json_lines(path) {
+        true => Texts::lines_of_json(&text),
+        false => Ok(text),
+    };
+    let texts = lines.and_then(|lines| Texts::of_lines(&lines, tokenizer, length, tokens));
+    Ok(texts.map_err(|e| e.at(path.display()))?)
 }
 
 /// Whether each line of a file is a JSON object.

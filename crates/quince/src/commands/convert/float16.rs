@@ -2,7 +2,8 @@
 //! the difference.
 
 use crate::console::{Console, Counted, table};
-use crate::failure::{Failure, Result, refused};
+use crate::failure::{Failure, Result};
+use crate::options::calibration;
 use quince_calibrate::{Extreme, Run, Texts, extremes};
 use quince_convert::Converted;
 use quince_convert::lower::{ComputeUnits, Precision as Type};
@@ -13,7 +14,6 @@ use quince_runtime::{Decoder, Embedder, LanguageModel, Tokenizer, Watch};
 use quince_tensor::Error;
 use serde::Serialize;
 use std::collections::HashMap;
-use std::fs;
 use std::path::Path;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -268,18 +268,17 @@ impl Model {
 
     /// A text of the language that models are made for, and one of any tokens.
     fn texts(&self, source: &Source) -> Result<Texts> {
-        let given = source.text.map(|path| fs::read_to_string(path).map_err(|e| refused("read the text", path, &e)));
-        let given = given.transpose()?;
-        let text = given.as_deref().unwrap_or(Texts::BUILT_IN);
         let (longest, vocabulary) = match self {
             Model::Decoder(decoder) => (decoder.context(), decoder.vocab_size()),
             Model::Embedder(embedder) => (embedder.shapes().longest(), embedder.vocab_size().unwrap_or(1)),
         };
-        let length = LENGTH.min(longest);
-        let mut texts = match (source.tokenizer, self) {
-            (Some(tokenizer), Model::Decoder(_)) => Texts::of_text(text, tokenizer, length, TOKENS)?,
-            (Some(tokenizer), Model::Embedder(_)) => Texts::of_lines(text, tokenizer, length, TOKENS)?,
-            (None, _) => Texts::default(),
+        let sizes @ [length, _] = [LENGTH.min(longest), TOKENS];
+        let mut texts = match (source.tokenizer, self, source.text) {
+            (Some(tokenizer), Model::Decoder(_), Some(path)) => calibration::windows(path, tokenizer, sizes)?,
+            (Some(tokenizer), Model::Embedder(_), Some(path)) => calibration::sentences(path, tokenizer, sizes)?,
+            (Some(tokenizer), Model::Decoder(_), None) => Texts::of_text(Texts::BUILT_IN, tokenizer, length, TOKENS)?,
+            (Some(tokenizer), Model::Embedder(_), None) => Texts::of_lines(Texts::BUILT_IN, tokenizer, length, TOKENS)?,
+            (None, ..) => Texts::default(),
         };
         texts.windows.extend(Texts::of_vocabulary(vocabulary, length).windows);
         texts.windows.iter_mut().for_each(|text| text.retain(|token| (*token as usize) < vocabulary));
