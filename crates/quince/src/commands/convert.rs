@@ -311,7 +311,7 @@ impl Args {
 
     /// What does not go together, whatever the model.
     fn check(&self, asked: Option<&Asked>) -> Result<()> {
-        if !self.activations.asked() {
+        if !self.activations.asked() && self.fp16_rescale.is_none() {
             self.calibration.check(asked.map(Asked::config).as_ref())?;
         }
         if self.keep_quantization && self.fp16_rescale.is_some_and(|how| how != Fp16Rescale::Off) {

@@ -60,9 +60,7 @@ impl CalibrationArgs {
         rule: RangeRule,
         console: &Console,
     ) -> Result<ActivationRanges> {
-        let given = self.calibrate.iter().flatten().find(|file| !is_statistics(file));
-        let (text, tokens) = (given.map(PathBuf::as_path), self.calibration_tokens);
-        let source = Source { tokenizer, text, tokens, console };
+        let source = Source { tokenizer, text: self.text(), tokens: self.calibration_tokens, console };
         on_texts(program, &source, &mut |runs, progress| activation_ranges(program, runs, rule, progress))
     }
 
