@@ -2,15 +2,17 @@
 //!
 //! Masks are made of the positions of tokens and keys, whatever carries the keys: slots of a cache that hold none so far
 //! count as the position `context`, which is after every token. As truth values, for the fused operation, positions are
-//! compared; as numbers that are added to scores, they are gathered from a constant table by distance:
+//! compared. As numbers that are added to scores, 0 or -30000 for who is not seen, they are computed for a known number of
+//! tokens, with integers for each key only; else they are gathered from a constant table by distance:
 //!
 //! ```text
-//! places = (queries + context) - keys;  mask = gather(table, places)    0, or -30000 for who is not seen
+//! ahead = keys - start;  mask = clip(tokens - clip(ahead, -1, S), -1, 0) · 30000         tokens = 0, 1, .. S - 1
+//! places = (queries + context) - keys;  mask = gather(table, places)
 //! ```
 
 use super::writer::{Writer, int_vector};
 use super::{FunctionKind, KvCache, Layout, Length};
-use quince_mil::{DType, Result, Tensor, Var, Weight, bail};
+use quince_mil::{DType, Input, Result, Tensor, Var, Weight, bail};
 use quince_tensor::WeightSource;
 use std::collections::HashMap;
 use std::ops::Range;
@@ -281,7 +283,8 @@ impl Writer<'_> {
         Ok(Some(scores))
     }
 
-    /// 0 for keys that are seen and -30000 for others, [1, 1, repeats · S, K], from a table that is gathered from.
+    /// 0 for keys that are seen and -30000 for others, [1, 1, repeats · S, K]: computed, or from a table that is gathered
+    /// from.
     fn scores_by_distance(&mut self, kind: MaskKind) -> Result<Var> {
         if kind.repeats > 1 {
             let once = MaskKind { repeats: 1, ..kind };
@@ -292,12 +295,57 @@ impl Writer<'_> {
             self.positions.scores.insert(Some(once), scores);
             return self.concat("mask_by_group", vec![scores; kind.repeats], 2);
         }
+        let tokens = match self.spec.kind {
+            FunctionKind::Cached { tokens, .. } | FunctionKind::Full(Length::Fixed(tokens)) => tokens,
+            _ => 0,
+        };
+        if kind.causal && (2..=MOST_EXACT).contains(&tokens) {
+            return self.scores_of_chunk(kind, tokens);
+        }
         let (tokens, keys) = self.rows_and_columns(kind)?;
         let table = self.distance_table(Sight { causal: kind.causal, window: kind.window })?;
         let context = int_vector(&[self.settings.context])?[0];
         let tokens = self.op("add", "query_places", &[("x", tokens.into()), ("y", context.into())])?;
         let places = self.op("sub", "mask_places", &[("x", tokens.into()), ("y", keys.into())])?;
         self.gather("mask", table, places)
+    }
+
+    /// The same for a known number of tokens, of which each sees what is before it: key k, so far ahead of the first token,
+    /// is seen by token s if ahead ≤ s and, in a window W, ahead + W > s. Whole numbers from -1 to S are exact in float16,
+    /// however long the context is: only what is told for each key is computed in integers.
+    fn scores_of_chunk(&mut self, kind: MaskKind, tokens: usize) -> Result<Var> {
+        let keys = self.key_positions(kind.slots)?;
+        let ahead = match self.start() {
+            Some(start) => self.op("sub", "keys_ahead", &[("x", keys.into()), ("y", start.into())])?,
+            None => keys,
+        };
+        let causal = self.rows_less_columns("causal", ahead, tokens, 0)?;
+        if kind.window == 0 {
+            return self.op("mul", "mask", &[("x", causal.into()), ("y", self.number(-UNSEEN)?)]);
+        }
+        let size = int_vector(&[kind.window])?[0];
+        let ahead = self.op("add", "keys_ahead_of_window", &[("x", ahead.into()), ("y", size.into())])?;
+        let within = self.rows_less_columns("window", ahead, tokens, 1)?;
+        let both = self.op("minimum", "mask_seen", &[("x", causal.into()), ("y", within.into())])?;
+        self.op("mul", "mask", &[("x", both.into()), ("y", self.number(-UNSEEN)?)])
+    }
+
+    /// 0 or -1, [1, 1, S, K]: 0 where a key's number is at most that of the row, or, if `more` is 1, above it.
+    fn rows_less_columns(&mut self, name: &str, keys: Var, tokens: usize, more: i32) -> Result<Var> {
+        let part = |part: &str| format!("mask_{name}_{part}");
+        let (least, most) = (Input::from(-1), Input::from(int_vector(&[tokens])?[0]));
+        let keys = self.op("maximum", &part("above"), &[("x", keys.into()), ("y", least)])?;
+        let keys = self.op("minimum", &part("near"), &[("x", keys.into()), ("y", most)])?;
+        let dtype = self.dtype();
+        let keys = self.cast(&part("keys"), keys, dtype)?;
+        let keys = self.op("expand_dims", &part("columns"), &[("x", keys.into()), ("axes", [0, 1, 2].into())])?;
+        let rows: Vec<f32> = (0..tokens).map(|row| row as f32 + more as f32).collect();
+        let rows = Tensor::from_f32(dtype, [1, 1, tokens, 1], rows)?;
+        let rows = self.constant(&part("rows"), rows);
+        let (x, y) = if more == 0 { (rows, keys) } else { (keys, rows) };
+        let distance = self.op("sub", &part("distance"), &[("x", x.into()), ("y", y.into())])?;
+        let (low, high) = (self.number(-1.0)?, self.number(0.0)?);
+        self.op("clip", name, &[("x", distance.into()), ("alpha", low), ("beta", high)])
     }
 
     /// What is added to scores, by distance from the token back to the key: from minus the context on.
@@ -388,6 +436,8 @@ impl Writer<'_> {
 
 /// What is added to the score of a key that is not seen: in float16, and far below any score.
 const UNSEEN: f32 = -30_000.0;
+/// The whole numbers up to this, and their differences, are exact in float16.
+const MOST_EXACT: usize = 2048;
 
 /// 0, 1, ... before `n`. Callers have checked that sizes fit 31 bits.
 fn count(n: usize) -> Vec<i32> {
