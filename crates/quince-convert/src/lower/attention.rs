@@ -21,10 +21,13 @@
 //! weights = softmax(concat([scores, sinks]))[.., .. -1];  y = matmul(weights, values)
 //! ```
 
-use super::positions::MaskKind;
+use super::positions::{MaskKind, UNSEEN};
 use super::writer::{int_vector, shape};
-use super::{Grouping, Writer};
-use quince_mil::{Args, Error, Input, Operation, Result, Var, bail};
+use super::{Grouping, Layout, Writer};
+use quince_mil::{Args, Error, Input, Operation, Result, Tensor, Var, bail};
+
+/// The elements that the Neural Engine pads the last axis to.
+const COLUMNS: usize = 32;
 
 /// The sizes of an attention, and the part of its operations' names before the dot.
 pub(super) struct Attention<'a> {
@@ -242,25 +245,35 @@ impl<'a> Attention<'a> {
     }
 
     /// The softmax of scores, each row with its head's sink, without the weight of that. Rows of a group's heads stand one
-    /// after the other, so that a column by head is one by group without a copy.
+    /// after the other, so that columns by head are some by group without a copy. For the Neural Engine, which pads a
+    /// single column to [`COLUMNS`], there are so many, of which all but the first weigh nothing.
     fn with_sinks(&self, w: &mut Writer, scores: Var, sinks: Var) -> Result<Var> {
         let grouped = self.heads != self.kv_heads && w.settings.grouping == Grouping::Grouped;
+        let wide = w.layout == Layout::ChannelsFirst && w.known_tokens().is_some_and(|tokens| tokens > 1);
+        let columns = if wide && w.last_size(scores).is_some_and(|keys| keys >= COLUMNS) { COLUMNS } else { 1 };
         let inputs = [
             ("x", scores.into()),
             ("begin", [0, 0, 0, 0].into()),
-            ("end", [0, 0, 0, 1].into()),
+            ("end", [0, 0, 0, columns as i32].into()),
             ("end_mask", [true, true, true, false].into()),
         ];
         let mut column = w.op("slice_by_index", &self.named("first_column"), &inputs)?;
         if grouped {
-            column = self.reshape(w, "column_by_head", column, &[self.heads as i64, -1, 1])?;
+            column = self.reshape(w, "column_by_head", column, &[self.heads as i64, -1, columns as i64])?;
         }
         let zero = w.number(0.0)?;
         let column = w.op("mul", &self.named("empty_column"), &[("x", column.into()), ("y", zero)])?;
-        let sinks = w.op("expand_dims", &self.named("sinks"), &[("x", sinks.into()), ("axes", [0, 2, 3].into())])?;
+        let mut sinks =
+            w.op("expand_dims", &self.named("sinks"), &[("x", sinks.into()), ("axes", [0, 2, 3].into())])?;
+        if columns > 1 {
+            let shape = [1, self.heads, 1, columns - 1];
+            let nothing = Tensor::from_f32(w.dtype(), shape, vec![UNSEEN; self.heads * (columns - 1)])?;
+            let nothing = w.constant(&self.named("no_sinks"), nothing);
+            sinks = w.concat(&self.named("sink_row"), vec![sinks, nothing], -1)?;
+        }
         let mut column = w.op("add", &self.named("sink_column"), &[("x", column.into()), ("y", sinks.into())])?;
         if grouped {
-            column = self.reshape(w, "column_by_group", column, &[self.kv_heads as i64, -1, 1])?;
+            column = self.reshape(w, "column_by_group", column, &[self.kv_heads as i64, -1, columns as i64])?;
         }
         // Said from the front where it is known: coremltools changes ends below zero that several operations share.
         let keys = w.last_size(scores).map_or(Ok(-1), |size| int_vector(&[size]).map(|size| size[0]))?;

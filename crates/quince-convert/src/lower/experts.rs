@@ -160,8 +160,28 @@ impl Mixture<'_> {
             }
         };
         let y = self.by_expert(w, down, inner)?;
-        let y = w.op("mul", &self.named("shared"), &[("x", y.into()), ("y", shares.into())])?;
+        let y = match w.known_tokens().filter(|_| products == Products::ByExpert) {
+            Some(tokens) => self.shared_by_product(w, shares, y, tokens)?,
+            None => {
+                let inputs = [("x", shares.into()), ("axes", [-1].into())];
+                let shares = w.op("expand_dims", &self.named("shares"), &inputs)?;
+                w.op("mul", &self.named("shared"), &[("x", y.into()), ("y", shares.into())])?
+            }
+        };
         w.op("reduce_sum", self.name, &[("x", y.into()), ("axes", [1].into()), ("keep_dims", false.into())])
+    }
+
+    /// y [1, E, S, rows] times the shares [1, E, S], as the product with matrices that have them on their diagonal: a column
+    /// of shares would be padded to 32 times its size.
+    fn shared_by_product(&self, w: &mut Writer, shares: Var, y: Var, tokens: usize) -> Result<Var> {
+        let inputs = [("x", shares.into()), ("axes", [2].into())];
+        let rows = w.op("expand_dims", &self.named("share_rows"), &inputs)?;
+        let ones: Vec<f32> = (0..tokens * tokens).map(|i| if i / tokens == i % tokens { 1.0 } else { 0.0 }).collect();
+        let ones = w.constant(&self.named("diagonal"), Tensor::from_f32(w.dtype(), [1, 1, tokens, tokens], ones)?);
+        let diagonal = w.op("mul", &self.named("shares"), &[("x", rows.into()), ("y", ones.into())])?;
+        let inputs =
+            [("x", diagonal.into()), ("y", y.into()), ("transpose_x", false.into()), ("transpose_y", false.into())];
+        w.op("matmul", &self.named("shared"), &inputs)
     }
 
     /// x [1, S, columns] times all rows of a projection: [1, S, E · rows].
@@ -209,7 +229,7 @@ impl Mixture<'_> {
         Ok((if self.normalize { softmax(w, best)? } else { best }, numbers))
     }
 
-    /// What each expert has of each token: [1, E, S, 1].
+    /// What each expert has of each token: [1, E, S].
     fn shares(&self, w: &mut Writer, weights: Var, numbers: Var) -> Result<Var> {
         let size: Input = Tensor::scalar(self.experts as i32).into();
         let (on, off) = (w.number(1.0)?, w.number(0.0)?);
@@ -226,8 +246,7 @@ impl Mixture<'_> {
         let inputs = [("x", placed.into()), ("axes", [2].into()), ("keep_dims", false.into())];
         let shares = w.op("reduce_sum", &self.named("of_tokens"), &inputs)?;
         let inputs = [("x", shares.into()), ("perm", [0, 2, 1].into())];
-        let shares = w.op("transpose", &self.named("of_experts"), &inputs)?;
-        w.op("expand_dims", &self.named("shares"), &[("x", shares.into()), ("axes", [-1].into())])
+        w.op("transpose", &self.named("of_experts"), &inputs)
     }
 
     /// What is between the projections.

@@ -246,6 +246,14 @@ impl Writer<'_> {
         Ok(mask)
     }
 
+    /// How many tokens a call has, where that is known and no text is padded.
+    pub(super) fn known_tokens(&self) -> Option<usize> {
+        match self.spec.kind {
+            FunctionKind::Cached { tokens, .. } | FunctionKind::Full(Length::Fixed(tokens)) => Some(tokens),
+            _ => None,
+        }
+    }
+
     /// Whether texts may be padded.
     pub(super) fn has_padding(&self) -> bool {
         self.positions.padding.is_some()
@@ -295,11 +303,7 @@ impl Writer<'_> {
             self.positions.scores.insert(Some(once), scores);
             return self.concat("mask_by_group", vec![scores; kind.repeats], 2);
         }
-        let tokens = match self.spec.kind {
-            FunctionKind::Cached { tokens, .. } | FunctionKind::Full(Length::Fixed(tokens)) => tokens,
-            _ => 0,
-        };
-        if kind.causal && (2..=MOST_EXACT).contains(&tokens) {
+        if let Some(tokens) = self.known_tokens().filter(|tokens| kind.causal && (2..=MOST_EXACT).contains(tokens)) {
             return self.scores_of_chunk(kind, tokens);
         }
         let (tokens, keys) = self.rows_and_columns(kind)?;
@@ -435,7 +439,7 @@ impl Writer<'_> {
 }
 
 /// What is added to the score of a key that is not seen: in float16, and far below any score.
-const UNSEEN: f32 = -30_000.0;
+pub(super) const UNSEEN: f32 = -30_000.0;
 /// The whole numbers up to this, and their differences, are exact in float16.
 const MOST_EXACT: usize = 2048;
 
