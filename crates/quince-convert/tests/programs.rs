@@ -299,7 +299,8 @@ fn functions_share_their_weights() {
                 Some(quince_mil::Value::Weight(weight)) => Some((weight.name().to_owned(), weight.id())),
                 _ => None,
             });
-            let mut weights: Vec<_> = weights.collect();
+            // A prefill computes its mask; the others look theirs up.
+            let mut weights: Vec<_> = weights.filter(|(name, _)| !name.starts_with("mask_by_distance")).collect();
             weights.sort();
             weights
         };
@@ -311,7 +312,7 @@ fn functions_share_their_weights() {
 #[test]
 fn the_neural_engine_gets_what_it_takes() {
     let settings = settings(KvCache::State, Grouping::Grouped, Precision::Float16);
-    for model in MODELS.iter().filter(|model| !model.tiny.contains("experts")) {
+    for model in MODELS {
         let Some(semantic) = read(model, Reading::Logits) else { continue };
         let program = lowered(&semantic, &TARGETS[1], &settings, LogitsOf::Last);
         for function in &program.functions {
