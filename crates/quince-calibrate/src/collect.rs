@@ -65,6 +65,24 @@ pub struct Run<'a> {
     pub texts: Texts,
 }
 
+/// Runs all texts while somebody looks. `progress` hears how many of how many were run.
+pub(crate) fn observe_all(
+    runs: &mut [Run],
+    watch: &mut dyn Watch,
+    progress: &mut dyn FnMut(usize, usize),
+) -> Result<()> {
+    let total = runs.iter().map(|run| run.texts.windows.len()).sum();
+    let mut done = 0;
+    for run in runs {
+        for text in &run.texts.windows {
+            progress(done, total);
+            run.runner.observe(text, watch)?;
+            done += 1;
+        }
+    }
+    Ok(())
+}
+
 /// Runs texts through a program and writes a file with the second moments of the inputs of all weights. `progress` hears
 /// how many texts of how many were run.
 ///

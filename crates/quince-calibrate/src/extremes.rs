@@ -1,6 +1,7 @@
 //! Runs texts and notes how large the results of each operation become.
 
 use crate::Run;
+use crate::collect::observe_all;
 use quince_engine::{Observed, Observer, Origin};
 use quince_runtime::Watch;
 use quince_tensor::Result;
@@ -24,15 +25,7 @@ pub struct Extreme {
 /// What the engine reports.
 pub fn extremes(runs: &mut [Run], progress: &mut dyn FnMut(usize, usize)) -> Result<Vec<Extreme>> {
     let mut found = Extremes::default();
-    let total = runs.iter().map(|run| run.texts.windows.len()).sum();
-    let mut done = 0;
-    for run in runs.iter_mut() {
-        for text in &run.texts.windows {
-            progress(done, total);
-            run.runner.observe(text, &mut found)?;
-            done += 1;
-        }
-    }
+    observe_all(runs, &mut found, progress)?;
     Ok(found.all)
 }
 

@@ -5,6 +5,7 @@
 //! large values may not be worth what small ones lose.
 
 use crate::Run;
+use crate::collect::observe_all;
 use quince_compress::{ActivationRanges, activation_inputs};
 use quince_engine::{Observed, Observer};
 use quince_mil::Program;
@@ -41,15 +42,7 @@ pub fn activation_ranges(
         (function.name.clone(), names)
     });
     let mut seen = Seen { wanted: wanted.collect(), function: String::new(), histograms: BTreeMap::new() };
-    let total = runs.iter().map(|run| run.texts.windows.len()).sum();
-    let mut done = 0;
-    for run in runs.iter_mut() {
-        for text in &run.texts.windows {
-            progress(done, total);
-            run.runner.observe(text, &mut seen)?;
-            done += 1;
-        }
-    }
+    observe_all(runs, &mut seen, progress)?;
     let mut ranges = ActivationRanges::default();
     for (name, histogram) in &seen.histograms {
         let (low, high) = histogram.range(rule);

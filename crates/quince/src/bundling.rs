@@ -116,8 +116,7 @@ pub fn write_package(package: &Package, destination: &Path, console: &Console) -
 }
 
 /// Writes all files of a bundle into a directory that is there; the package in parts, if it is larger than the draft
-/// allows. The manifest is written last and again by
-/// [`write_manifest`] when files are added.
+/// allows. The manifest is written last and again by [`write_manifest`] when files are added.
 ///
 /// # Errors
 /// When the package cannot be written, or the system refuses.

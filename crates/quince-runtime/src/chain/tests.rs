@@ -1,6 +1,6 @@
 //! Parts of converted models, joined: they say what the whole says.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
@@ -9,7 +9,8 @@ use quince_checkpoint::Checkpoint;
 use quince_convert::lower::{ComputeUnits, KvCache, LogitsOf, Precision};
 use quince_convert::{FunctionName, Options, convert, parts};
 use quince_engine::Engine;
-use quince_mil::{Value, verify};
+use quince_mil::verify;
+use quince_mlpackage::Package;
 
 use super::*;
 use crate::{Decoder, Embedder, LanguageModel, Route};
@@ -19,21 +20,16 @@ fn converted(fixture: &str, options: &Options) -> Program {
     convert(&Checkpoint::open(path).unwrap(), options).unwrap().program
 }
 
-/// Bytes of the weights, each once.
-fn weight_bytes(program: &Program) -> Result<u64> {
-    let operations = program.functions.iter().flat_map(|function| &function.block.operations);
-    let weights = operations.filter_map(|operation| match operation.constant()? {
-        Value::Weight(weight) => Some((weight.id(), weight.byte_len() as u64)),
-        _ => None,
-    });
-    Ok(weights.collect::<BTreeMap<_, _>>().into_values().sum())
+/// Bytes of the package.
+fn size(program: &Program) -> Result<u64> {
+    Package::new(program.clone()).measure()
 }
 
 /// As many parts as there can be: the smallest limit, within a tenth, that works.
 fn parts_of(program: &Program) -> Vec<Program> {
     let mut limit = 256;
     loop {
-        match parts::split(program, limit, parts::EmbeddingPart::WithLayers, &mut weight_bytes) {
+        match parts::split(program, limit, parts::EmbeddingPart::WithLayers, &mut size) {
             Ok(parts) => return parts.into_iter().map(|part| part.program).collect(),
             Err(error) => assert!(error.message().contains("the size of a part"), "{error}"),
         }
