@@ -159,8 +159,8 @@ fn what_does_not_go_together_is_named() {
     let options = Options { context: Some(64), prefill_length: Some(8), ..Options::default() };
     let parts = parts_of(&converted("llama-gqa-untied", &options));
     let wide = parts_of(&converted("gemma3", &options));
-    let error = join(&[parts[0].clone(), wide[1].clone()]).err().unwrap().to_string();
-    assert!(error.starts_with("part 2 of 2: function `init`: input `hidden_0`: found "), "{error}");
+    let error = join(&[parts[0].clone(), parts[1].clone(), wide[1].clone()]).err().unwrap().to_string();
+    assert!(error.starts_with("part 3 of 3: function `init`: input `hidden_1`: found "), "{error}");
     let one = Options { functions: vec![FunctionName::Decode], ..options };
     let other = parts_of(&converted("llama-gqa-untied", &one));
     let error = join(&[parts[0].clone(), other[1].clone()]).err().unwrap().to_string();
