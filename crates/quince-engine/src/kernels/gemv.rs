@@ -119,10 +119,8 @@ unsafe fn row_generic<S: Simd>(weight: &PackedWeight, row: usize, x: &[f32], k: 
                 dot_rows::<S>(
                     k,
                     #[inline(always)]
-                    |i, count| {
-                        prefetch(p.wrapping_byte_add(PREFETCH).wrapping_add(i));
-                        S::load_partial_or_full_f16(p.add(i), count)
-                    },
+                    |i, count| S::load_partial_or_full_f16(p.add(i), count),
+                    ahead(p),
                     x,
                     k,
                     results,
@@ -133,10 +131,8 @@ unsafe fn row_generic<S: Simd>(weight: &PackedWeight, row: usize, x: &[f32], k: 
                 dot_rows::<S>(
                     k,
                     #[inline(always)]
-                    |i, count| {
-                        prefetch(p.wrapping_byte_add(PREFETCH).wrapping_add(i));
-                        S::load_partial_or_full(p.add(i), count)
-                    },
+                    |i, count| S::load_partial_or_full(p.add(i), count),
+                    ahead(p),
                     x,
                     k,
                     results,
@@ -155,6 +151,7 @@ unsafe fn row_generic<S: Simd>(weight: &PackedWeight, row: usize, x: &[f32], k: 
                         values.len(),
                         #[inline(always)]
                         |i, count| S::load_partial_or_full(p.add(i), count),
+                        |_| (),
                         &x[first..],
                         k,
                         &mut sums[..results.len()],
@@ -166,9 +163,32 @@ unsafe fn row_generic<S: Simd>(weight: &PackedWeight, row: usize, x: &[f32], k: 
     }
 }
 
-/// Sums of `n` products of the loaded vectors with each row of `x`, of which row `i` starts at `i · stride`.
+/// How many bytes ahead of their use plain numbers are asked for. They arrive as fast as they are used, so that more would
+/// only push each other out.
+const PREFETCH_PLAIN: usize = 1024;
+
+/// Asks for what lies [`PREFETCH_PLAIN`] after some elements at `p`, each cache line once.
 #[inline(always)]
-unsafe fn dot_rows<S: Simd>(n: usize, load: impl Fn(usize, usize) -> S, x: &[f32], stride: usize, results: &mut [f32]) {
+fn ahead<T>(p: *const T) -> impl Fn(Range<usize>) {
+    #[inline(always)]
+    move |at: Range<usize>| {
+        for line in (0..size_of::<T>() * at.len()).step_by(64) {
+            prefetch(p.wrapping_add(at.start).wrapping_byte_add(PREFETCH_PLAIN + line));
+        }
+    }
+}
+
+/// Sums of `n` products of the loaded vectors with each row of `x`, of which row `i` starts at `i · stride`. What is about
+/// to be loaded is asked for.
+#[inline(always)]
+unsafe fn dot_rows<S: Simd>(
+    n: usize,
+    load: impl Fn(usize, usize) -> S,
+    ask: impl Fn(Range<usize>),
+    x: &[f32],
+    stride: usize,
+    results: &mut [f32],
+) {
     assert!(x.len() >= (results.len() - 1) * stride + n);
     let mut done = 0;
     unsafe {
@@ -177,10 +197,10 @@ unsafe fn dot_rows<S: Simd>(n: usize, load: impl Fn(usize, usize) -> S, x: &[f32
             let left = results.len() - done;
             let results = &mut results[done..];
             done += match left {
-                1 => dot::<S, 1, 4>(n, &load, p, stride, results),
-                2 => dot::<S, 2, 2>(n, &load, p, stride, results),
-                3 => dot::<S, 3, 1>(n, &load, p, stride, results),
-                _ => dot::<S, 4, 1>(n, &load, p, stride, results),
+                1 => dot::<S, 1, 4>(n, &load, &ask, p, stride, results),
+                2 => dot::<S, 2, 2>(n, &load, &ask, p, stride, results),
+                3 => dot::<S, 3, 1>(n, &load, &ask, p, stride, results),
+                _ => dot::<S, 4, 1>(n, &load, &ask, p, stride, results),
             };
         }
     }
@@ -191,6 +211,7 @@ unsafe fn dot_rows<S: Simd>(n: usize, load: impl Fn(usize, usize) -> S, x: &[f32
 unsafe fn dot<S: Simd, const M: usize, const SUMS: usize>(
     n: usize,
     load: &impl Fn(usize, usize) -> S,
+    ask: &impl Fn(Range<usize>),
     x: *const f32,
     stride: usize,
     results: &mut [f32],
@@ -199,6 +220,7 @@ unsafe fn dot<S: Simd, const M: usize, const SUMS: usize>(
         let mut sums = [[S::splat(0.0); SUMS]; M];
         let mut i = 0;
         while i + SUMS * S::LANES <= n {
+            ask(i..i + SUMS * S::LANES);
             for s in 0..SUMS {
                 let w = load(i + s * S::LANES, S::LANES);
                 for (r, sums) in sums.iter_mut().enumerate() {
