@@ -23,7 +23,7 @@ mod unpack;
 use lanes::{Avx2Bytes, Integer, Lanes, Vnni, VnniBytes};
 pub(crate) use panels::Panels;
 use panels::panel_of;
-use unpack::Unpacked;
+use unpack::{STRIDE, Unpacked};
 
 /// Terms that are unpacked together: a whole number of those that share a scale ([`Integer::BLOCK`]).
 const UNIT: usize = 128;
@@ -151,10 +151,7 @@ impl Task<'_> {
         let mut unpacked = Unpacked::new();
         for first in (0..x.k).step_by(DEPTH) {
             let columns = first..x.k.min(first + DEPTH);
-            for tile in (0..self.rows.len()).step_by(TILE) {
-                let rows = self.rows.start + tile..self.rows.end.min(self.rows.start + tile + TILE);
-                unsafe { unpacked.tile::<P, TILE>(weight, rows, columns.clone(), tile) };
-            }
+            unsafe { unpacked.fill::<P>(weight, self.rows.clone(), columns.clone()) };
             let (first, depth) = (columns.start, columns.len());
             let block = P::Integer::BLOCK;
             unsafe { self.multiply::<P, TILE>(&unpacked, first / block..(first + depth).div_ceil(block)) };
@@ -234,23 +231,24 @@ impl Tile<'_> {
         debug_assert_eq!(self.width, VECTORS * lanes);
         // Lanes that a row has in a block.
         let depth = P::Integer::BLOCK / P::Integer::TERMS;
-        let weights = self.unpacked.lanes_of(self.row, P::Integer::TERMS);
+        let weights = self.unpacked.lanes_of(self.row);
         let blocks_of = self.row * SCALES..;
         let (scales, starts) = (&self.unpacked.scales[blocks_of.clone()], &self.unpacked.starts[blocks_of]);
         for (at, block) in self.blocks.clone().enumerate() {
             let panel = x.panel::<P::Integer>(self.first, self.width, block);
             let x_scales = &x.scales[block * x.padded_m + self.first..][..self.width];
-            // SAFETY: the panel has `depth` vectors `VECTORS` times, and the weights as many lanes of `ROWS` rows.
+            // SAFETY: the panel has `depth` vectors `VECTORS` times, and `ROWS` rows of weights as many lanes.
             unsafe {
                 let mut exact = [[P::splat(0); VECTORS]; ROWS];
                 for (row, exact) in exact.iter_mut().enumerate() {
                     *exact = [P::splat(starts[row * SCALES + at]); VECTORS];
                 }
-                let (mut panel, mut weights) = (panel.as_ptr(), weights[at * depth * ROWS..][..depth * ROWS].as_ptr());
+                let (mut panel, mut weights) =
+                    (panel.as_ptr(), weights[at * depth..][..(ROWS - 1) * STRIDE + depth].as_ptr());
                 for _ in 0..depth / P::STEPS {
                     step::<P, VECTORS, ROWS>(panel, weights, &mut exact);
                     panel = panel.add(P::STEPS * VECTORS * lanes);
-                    weights = weights.add(P::STEPS * ROWS);
+                    weights = weights.add(P::STEPS);
                 }
                 for (row, exact) in exact.iter().enumerate() {
                     let scale = P::Floats::splat(scales[row * SCALES + at]);
@@ -280,7 +278,8 @@ unsafe fn step<P: Lanes, const VECTORS: usize, const ROWS: usize>(
             x[1] = P::load(panel.add((second * VECTORS + vector) * P::Floats::LANES));
         }
         for (row, exact) in exact.iter_mut().enumerate() {
-            let w = [P::splat(*weights.add(row) as i32), P::splat(*weights.add(second * ROWS + row) as i32)];
+            let weights = weights.add(row * STRIDE);
+            let w = [P::splat(*weights as i32), P::splat(*weights.add(second) as i32)];
             for (exact, &x) in exact.iter_mut().zip(&x) {
                 *exact = exact.add_products(w, x);
             }

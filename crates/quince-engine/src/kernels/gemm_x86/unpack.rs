@@ -1,6 +1,7 @@
 //! Rows of a weight as integers, in the order in which a tile meets them.
 
 use std::arch::x86_64::*;
+use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::super::dequantize::{dequantize_generic, unpack};
@@ -11,17 +12,17 @@ use super::lanes::{Integer, Lanes};
 use super::panels::round_block;
 use super::{DEPTH, SCALES, TASK_ROWS, UNIT};
 
+/// 32-bit lanes from one row to the next: the rows of a tile do not meet in the same sets of the cache.
+pub(super) const STRIDE: usize = DEPTH / 2 + 16;
+
 /// Rows of a weight as integers.
 pub(super) struct Unpacked {
-    /// For each tile of rows, for each group of terms that a lane holds, the lanes of its rows; and room for what a tile
-    /// leaves behind its end.
-    lanes: [u32; TASK_ROWS * DEPTH / 2 + 8],
+    /// `[TASK_ROWS, STRIDE]`, lanes with groups of terms.
+    lanes: [u32; TASK_ROWS * STRIDE],
     /// `[TASK_ROWS, SCALES]`.
     pub(super) scales: [f32; TASK_ROWS * SCALES],
     /// What the sums of blocks begin with: `[TASK_ROWS, SCALES]`.
     pub(super) starts: [i32; TASK_ROWS * SCALES],
-    /// The rows of a tile on their way to `lanes`.
-    rows: [[u32; DEPTH / 2]; 16],
 }
 
 // SAFETY of the functions below: the caller vouches for the instructions of `L` or `S`, which include AVX2; what else
@@ -29,49 +30,28 @@ pub(super) struct Unpacked {
 
 impl Unpacked {
     pub(super) fn new() -> Unpacked {
-        Unpacked {
-            lanes: [0; TASK_ROWS * DEPTH / 2 + 8],
-            scales: [0.0; TASK_ROWS * SCALES],
-            starts: [0; TASK_ROWS * SCALES],
-            rows: [[0; DEPTH / 2]; 16],
-        }
+        Unpacked { lanes: [0; TASK_ROWS * STRIDE], scales: [0.0; TASK_ROWS * SCALES], starts: [0; TASK_ROWS * SCALES] }
     }
 
-    /// The lanes from those of the tile that begins with `row`.
+    /// The lanes from those of a row, each row [`STRIDE`] behind the one before.
     #[inline(always)]
-    pub(super) fn lanes_of(&self, row: usize, terms: usize) -> &[u32] {
-        &self.lanes[row * DEPTH / terms..]
+    pub(super) fn lanes_of(&self, row: usize) -> &[u32] {
+        &self.lanes[row * STRIDE..]
     }
 
-    /// Unpacks at most `TILE` rows of a weight to the tile whose first row is `at`.
+    /// Unpacks some columns of some rows of a weight.
     #[inline(always)]
-    pub(super) unsafe fn tile<L: Lanes, const TILE: usize>(
-        &mut self,
-        weight: &PackedWeight,
-        rows: Range<usize>,
-        columns: Range<usize>,
-        at: usize,
-    ) {
-        let terms = L::Integer::TERMS;
+    pub(super) unsafe fn fill<L: Lanes>(&mut self, weight: &PackedWeight, rows: Range<usize>, columns: Range<usize>) {
         for (i, row) in rows.enumerate() {
             prefetch_row(weight, row + ROWS_AHEAD, &columns);
-            let blocks = (at + i) * SCALES..(at + i + 1) * SCALES;
+            let blocks = i * SCALES..(i + 1) * SCALES;
             let scales = &mut self.scales[blocks.clone()];
-            let words: &mut [i16; DEPTH] = bytemuck::cast_mut(&mut self.rows[i]);
+            let lanes: &mut [u32; DEPTH / 2] =
+                (&mut self.lanes[i * STRIDE..][..DEPTH / 2]).try_into().unwrap_or_else(|_| unreachable!());
+            let words: &mut [i16; DEPTH] = bytemuck::cast_mut(lanes);
             unsafe {
                 unpack_row::<L::Floats, L::Integer>(weight, row, columns.start, columns.len(), words, scales);
                 L::Integer::narrow(words, &mut self.starts[blocks]);
-            }
-        }
-        let lanes = self.lanes[at * DEPTH / terms..][..TILE * DEPTH / terms + 8].as_mut_ptr().cast::<f32>();
-        for lane in (0..columns.len().next_multiple_of(UNIT) / terms).step_by(8) {
-            // Eight rows are written where fewer belong: what is too much is written over by what follows.
-            for row in (0..TILE).step_by(8).rev() {
-                // SAFETY: eight lanes of eight rows are read, and written to `TILE · 8` lanes and the room behind.
-                unsafe {
-                    let source = self.rows[row].as_ptr().add(lane).cast::<f32>();
-                    L::Floats::transpose8(source, DEPTH / 2, lanes.add(lane * TILE + row), TILE);
-                }
             }
         }
     }
@@ -136,36 +116,30 @@ unsafe fn lut_row<S: Simd, I: Integer>(
     values: &mut [i16],
     scales: &mut [f32],
 ) {
-    let start = row * cols + first;
+    let (start, data) = (row * cols + first, &lut.indices[..]);
     let mut indices = [0u8; UNIT];
     let scales = scales.chunks_mut(UNIT / I::BLOCK);
     for ((block, values), scales) in values.chunks_mut(UNIT).enumerate().zip(scales) {
         let (planes, table_scale) = lut.tables.integers(lut.table_of(row, first + block * UNIT));
         scales.fill(table_scale * ONE / f32::from(I::TABLE_PART));
         let start = start + block * UNIT;
-        let packed = if lut.nbits == 4 && start.is_multiple_of(2) {
-            lut.indices.get(start / 2..start / 2 + UNIT / 2)
-        } else {
-            None
-        };
+        let packed =
+            if lut.nbits == 4 && start.is_multiple_of(2) { data.get(start / 2..start / 2 + UNIT / 2) } else { None };
         // SAFETY: AVX2 is there.
         unsafe {
+            let table = Table::<I>::of(&planes[0]);
             match (packed, <&mut [i16; UNIT]>::try_from(&mut *values)) {
-                (Some(packed), Ok(values)) => look_up::<I>(
-                    &planes[0],
-                    #[inline(always)]
-                    |at| nibbles(packed[at / 2..][..16].as_ptr()),
-                    values,
-                ),
+                (Some(packed), Ok(values)) => {
+                    for (packed, values) in packed.chunks_exact(32).zip(values.chunks_exact_mut(64)) {
+                        table.look_up(nibbles(packed), values);
+                    }
+                }
                 _ => {
-                    unpack::<S>(&lut.indices, start, lut.nbits, &mut indices[..values.len()]);
+                    unpack::<S>(data, start, lut.nbits, &mut indices[..values.len()]);
                     let mut looked_up = [0i16; UNIT];
-                    look_up::<I>(
-                        &planes[0],
-                        #[inline(always)]
-                        |at| _mm256_loadu_si256(indices[at..][..32].as_ptr().cast()),
-                        &mut looked_up,
-                    );
+                    for (indices, values) in indices.chunks_exact(64).zip(looked_up.chunks_exact_mut(64)) {
+                        table.look_up(every_other(indices), values);
+                    }
                     values.copy_from_slice(&looked_up[..values.len()]);
                 }
             }
@@ -173,28 +147,71 @@ unsafe fn lut_row<S: Simd, I: Integer>(
     }
 }
 
-/// The 32 four-bit indices at `p` as bytes.
+/// Of 64 four-bit indices those at even places, and those at odd ones.
 #[inline(always)]
-unsafe fn nibbles(p: *const u8) -> __m256i {
+unsafe fn nibbles(packed: &[u8]) -> [__m256i; 2] {
+    debug_assert_eq!(packed.len(), 32);
     unsafe {
-        let wide = _mm256_cvtepu8_epi16(_mm_loadu_si128(p.cast()));
-        let high = _mm256_and_si256(_mm256_slli_epi16::<4>(wide), _mm256_set1_epi16(0x0f00));
-        _mm256_or_si256(_mm256_and_si256(wide, _mm256_set1_epi16(0x000f)), high)
+        let (packed, mask) = (_mm256_loadu_si256(packed.as_ptr().cast()), _mm256_set1_epi8(15));
+        [_mm256_and_si256(packed, mask), _mm256_and_si256(_mm256_srli_epi16::<4>(packed), mask)]
     }
 }
 
-/// A block of entries, of which `indices` gives 32 indices from a place.
+/// The same of 64 indices in a byte each.
 #[inline(always)]
-unsafe fn look_up<I: Integer>(table: &Planes, indices: impl Fn(usize) -> __m256i, out: &mut [i16; UNIT]) {
+unsafe fn every_other(indices: &[u8]) -> [__m256i; 2] {
+    debug_assert_eq!(indices.len(), 64);
     unsafe {
-        let (low, high) = (twice(&table.low), twice(&table.high));
-        for at in (0..UNIT).step_by(32) {
-            // Interleaving works on halves of 16 bytes: the middle quarters change places before it.
-            let indices = _mm256_permute4x64_epi64::<0b11_01_10_00>(indices(at));
-            let (low, high) = (_mm256_shuffle_epi8(low, indices), _mm256_shuffle_epi8(high, indices));
-            let out: *mut __m256i = out[at..][..32].as_mut_ptr().cast();
-            _mm256_storeu_si256(out, part_of::<I>(_mm256_unpacklo_epi8(low, high)));
-            _mm256_storeu_si256(out.add(1), part_of::<I>(_mm256_unpackhi_epi8(low, high)));
+        let p: *const __m256i = indices.as_ptr().cast();
+        let halves = [_mm256_loadu_si256(p), _mm256_loadu_si256(p.add(1))];
+        let mask = _mm256_set1_epi16(0xff);
+        let even = halves.map(|half| _mm256_and_si256(half, mask));
+        let odd = halves.map(|half| _mm256_srli_epi16::<8>(half));
+        [even, odd].map(|[a, b]| _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packus_epi16(a, b)))
+    }
+}
+
+/// Sixteen entries with as many bits as the integers have, their low bytes and their high ones.
+struct Table<I> {
+    low: __m256i,
+    high: __m256i,
+    integer: PhantomData<I>,
+}
+
+impl<I: Integer> Table<I> {
+    #[inline(always)]
+    unsafe fn of(planes: &Planes) -> Table<I> {
+        unsafe {
+            let (low, high) = (twice(&planes.low), twice(&planes.high));
+            let part = _mm256_set1_epi16(I::TABLE_PART);
+            let first = _mm256_mulhrs_epi16(_mm256_unpacklo_epi8(low, high), part);
+            let second = _mm256_mulhrs_epi16(_mm256_unpackhi_epi8(low, high), part);
+            let mask = _mm256_set1_epi16(0xff);
+            Table {
+                low: _mm256_packus_epi16(_mm256_and_si256(first, mask), _mm256_and_si256(second, mask)),
+                high: _mm256_packus_epi16(_mm256_srli_epi16::<8>(first), _mm256_srli_epi16::<8>(second)),
+                integer: PhantomData,
+            }
+        }
+    }
+
+    /// The entries of 64 indices, of which `[even, odd]` holds every other one.
+    #[inline(always)]
+    unsafe fn look_up(&self, [even, odd]: [__m256i; 2], out: &mut [i16]) {
+        debug_assert_eq!(out.len(), 64);
+        unsafe {
+            let entries = |indices| (_mm256_shuffle_epi8(self.low, indices), _mm256_shuffle_epi8(self.high, indices));
+            let (even, odd) = (entries(even), entries(odd));
+            // Interleaving works on halves of 16 bytes, so that what follows is one half of each of two registers.
+            let even = [_mm256_unpacklo_epi8(even.0, even.1), _mm256_unpackhi_epi8(even.0, even.1)];
+            let odd = [_mm256_unpacklo_epi8(odd.0, odd.1), _mm256_unpackhi_epi8(odd.0, odd.1)];
+            let out: *mut __m256i = out.as_mut_ptr().cast();
+            for half in 0..2 {
+                let first = _mm256_unpacklo_epi16(even[half], odd[half]);
+                let second = _mm256_unpackhi_epi16(even[half], odd[half]);
+                _mm256_storeu_si256(out.add(half), _mm256_permute2x128_si256::<0x20>(first, second));
+                _mm256_storeu_si256(out.add(2 + half), _mm256_permute2x128_si256::<0x31>(first, second));
+            }
         }
     }
 }
@@ -206,12 +223,6 @@ unsafe fn twice(half: &[u8; 16]) -> __m256i {
 
 /// What [`Integer::TABLE_PART`] is a part of.
 const ONE: f32 = 32768.0;
-
-/// As many bits of 16 table entries as the integers have.
-#[inline(always)]
-unsafe fn part_of<I: Integer>(entries: __m256i) -> __m256i {
-    unsafe { _mm256_mulhrs_epi16(entries, _mm256_set1_epi16(I::TABLE_PART)) }
-}
 
 /// [`unpack_row`] of linear codes whose scale holds for whole blocks: they are integers already.
 #[inline(always)]
