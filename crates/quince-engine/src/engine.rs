@@ -61,6 +61,14 @@ pub struct State {
     pub tensors: Vec<StateTensor>,
 }
 
+/// What is computed in a call.
+#[derive(Clone, Copy)]
+struct Asked {
+    purpose: Purpose,
+    /// How many tokens matter.
+    tokens: usize,
+}
+
 impl Engine {
     /// Makes a program ready to run: checks it, and nothing else; plans are made when shapes are known.
     pub fn load(program: Program, options: Options) -> Result<Engine> {
@@ -115,9 +123,25 @@ impl Engine {
 
     /// Runs a function on inputs by name. On an error the state may have been changed in part.
     pub fn predict(&self, function: &str, inputs: &Tensors, state: &mut State) -> Result<Tensors> {
+        self.predict_tokens(function, inputs, usize::MAX, state)
+    }
+
+    /// [`Engine::predict`] where only the first `tokens` matter of those along the second axis of the integer inputs
+    /// [1, S]. The others are padding, on which nothing depends that matters, as it is at the end of a causal model's
+    /// input: what is computed for them is some finite values, and products are left out.
+    ///
+    /// # Errors
+    /// As [`Engine::predict`].
+    pub fn predict_tokens(
+        &self,
+        function: &str,
+        inputs: &Tensors,
+        tokens: usize,
+        state: &mut State,
+    ) -> Result<Tensors> {
         let strict = self.options.precision == Precision::Strict;
         let purpose = if strict { Purpose::Values } else { Purpose::Results };
-        self.call(function, inputs, state, purpose, &mut observe::Nobody)
+        self.call(function, inputs, state, Asked { purpose, tokens }, &mut observe::Nobody)
     }
 
     /// [`Engine::predict`], showing an observer every value: the states, the inputs, the results of all operations that
@@ -133,7 +157,8 @@ impl Engine {
         state: &mut State,
         observer: &mut dyn Observer,
     ) -> Result<Tensors> {
-        self.call(function, inputs, state, Purpose::Values, observer)
+        let asked = Asked { purpose: Purpose::Values, tokens: usize::MAX };
+        self.call(function, inputs, state, asked, observer)
     }
 
     fn call(
@@ -141,11 +166,11 @@ impl Engine {
         function: &str,
         inputs: &Tensors,
         state: &mut State,
-        purpose: Purpose,
+        asked: Asked,
         observer: &mut dyn Observer,
     ) -> Result<Tensors> {
         let function = self.program.function(function)?;
-        self.run(function, inputs, state, purpose, observer).map_err(|e| e.at(format!("function `{}`", function.name)))
+        self.run(function, inputs, state, asked, observer).map_err(|e| e.at(format!("function `{}`", function.name)))
     }
 
     fn run(
@@ -153,11 +178,11 @@ impl Engine {
         function: &Function,
         inputs: &Tensors,
         state: &mut State,
-        purpose: Purpose,
+        asked: Asked,
         observer: &mut dyn Observer,
     ) -> Result<Tensors> {
         let shapes = check_inputs(function, inputs)?;
-        self.run_shapes(function, shapes, inputs, state, purpose, observer)
+        self.run_shapes(function, shapes, inputs, state, asked, observer)
     }
 
     /// Runs a function on inputs of shapes that need not be among those that it declares.
@@ -167,19 +192,20 @@ impl Engine {
         shapes: Vec<Vec<usize>>,
         inputs: &Tensors,
         state: &mut State,
-        purpose: Purpose,
+        asked: Asked,
         observer: &mut dyn Observer,
     ) -> Result<Tensors> {
         let number = self.program.functions.iter().position(|f| f.name == function.name).unwrap_or(0);
-        let strategy =
-            self.plans.get((number, shapes.clone(), purpose), || self.strategy(function, &shapes, purpose))?;
+        let strategy = self
+            .plans
+            .get((number, shapes.clone(), asked.purpose), || self.strategy(function, &shapes, asked.purpose))?;
         observe::show_states(function, state, observe::Moment::Before, observer)?;
         let outputs = match &*strategy {
-            Strategy::Planned(plan) => self.planned(function, plan, inputs, state, observer)?,
+            Strategy::Planned(plan) => self.planned(function, plan, inputs, asked.tokens, state, observer)?,
             Strategy::Interpreted => self.interpreted(function, inputs, state, observer)?,
             Strategy::Parts(items) => batch::in_parts(inputs, *items, |inputs| {
                 let shapes = shapes.iter().map(|shape| [&[inputs.1], &shape[1..]].concat()).collect();
-                self.run_shapes(function, shapes, &inputs.0, state, purpose, observer)
+                self.run_shapes(function, shapes, &inputs.0, state, asked, observer)
             })?,
         };
         observe::show_states(function, state, observe::Moment::After, observer)?;
@@ -216,6 +242,7 @@ impl Engine {
         function: &Function,
         plan: &Plan,
         inputs: &Tensors,
+        tokens: usize,
         state: &mut State,
         observer: &mut dyn Observer,
     ) -> Result<Tensors> {
@@ -227,9 +254,10 @@ impl Engine {
                 Error::new(format!("the state given has no `{}`", info.name)).hint("make one with `new_state`")
             })?);
         }
-        let (buffers, tensors) = (self.plans.take(plan)?, vec![None; plan.vars]);
+        let buffers = self.plans.take(plan)?;
         let watcher = Watcher { observer, marks: plan.marks.clone() };
-        let mut memory = Memory { buffers, tensors, states, kernels: &self.kernels, watcher };
+        let values = vec![None; plan.vars];
+        let mut memory = Memory { buffers, tensors: values, states, kernels: &self.kernels, tokens, watcher };
         let result = self.steps(plan, inputs, &mut memory);
         self.plans.give_back(memory.buffers);
         result

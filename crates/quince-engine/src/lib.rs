@@ -28,6 +28,7 @@ mod strict_weights;
 mod strided;
 #[cfg(test)]
 mod tests;
+mod tokens;
 #[cfg(test)]
 mod watched;
 mod weights;

@@ -16,6 +16,8 @@ pub(crate) struct Memory<'a> {
     pub states: Vec<&'a mut StateTensor>,
     /// Threads and instruction set.
     pub kernels: &'a Kernels,
+    /// How many tokens of the call matter; those after them are padding.
+    pub tokens: usize,
     /// Who is shown the values.
     pub watcher: Watcher<'a>,
 }
@@ -45,6 +47,11 @@ impl Memory<'_> {
             Operand::Buffer { id, len } => &self.buffers[*id][..*len],
             Operand::Const(values) => values,
         }
+    }
+
+    /// How many of `rows` matter, of which the first is of that token if it is known.
+    pub fn rows_of(&self, first: Option<usize>, rows: usize) -> usize {
+        first.map_or(rows, |first| self.tokens.saturating_sub(first).min(rows))
     }
 
     /// Takes a buffer out, so that others can be read while it is written; [`Memory::put`] gives it back.

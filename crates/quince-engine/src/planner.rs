@@ -14,6 +14,7 @@ use crate::specialize::{Specialized, elements};
 use crate::steps;
 use crate::strict::Marks;
 use crate::strict_weights;
+use crate::tokens::{self, Tokens};
 use crate::weights::{self, WeightCache};
 use quince_mil::{Arg, DType, Defs, Error, Function, Operation, Result, Tensor, Value, ValueType, Var, bail};
 use std::collections::{HashMap, HashSet};
@@ -109,6 +110,8 @@ pub(crate) struct Planner<'a> {
     /// Constants that were looked at, and what those hold that were.
     seen: HashSet<Var>,
     marks: Vec<Marks>,
+    /// By variable: which tokens its elements belong to.
+    tokens: Vec<Option<Tokens>>,
     /// By x: the products `linear` of it that are still to be done, as indices of operations.
     products: HashMap<Var, Vec<usize>>,
 }
@@ -138,6 +141,7 @@ pub(crate) fn plan(specialized: &Specialized, cache: &WeightCache, mode: Mode) -
         mode,
         seen: HashSet::new(),
         marks: vec![Marks::default(); marks],
+        tokens: tokens::follow(specialized),
         products: HashMap::new(),
     };
     let work = planner.needed();
@@ -305,6 +309,13 @@ impl<'a> Planner<'a> {
     pub fn dtype(&self, var: Var) -> Result<DType> {
         let ty = self.function.ty(var).as_tensor();
         ty.map(|ty| ty.dtype).ok_or_else(|| Error::new(format!("`{}` is no tensor", self.function.var(var).name)))
+    }
+
+    /// The token of the first of so many rows of a variable, if each row is of one token, in order, and so are those that
+    /// follow.
+    pub fn token_of_first_row(&self, var: Var, rows: usize) -> Result<Option<usize>> {
+        let cols = self.shape(var)?.last().copied().unwrap_or(0);
+        Ok(self.tokens[var.0 as usize].and_then(|tokens| tokens.of_rows(rows, cols)))
     }
 
     /// How exact products of this variable have to be.

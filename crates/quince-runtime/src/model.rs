@@ -3,10 +3,12 @@
 //! ```text
 //! tokens in the cache     0 ........ position                 end
 //! whole chunks                       [ chunk ][ chunk ]
-//! what is left, short                                  d d d     no more tokens than a chunk costs
-//! what is left, long                             [    chunk     ] ends at the last token; earlier rows come out as before
-//! no room to overlap      [ all tokens, then padding  ]       then the last token again, for its logits
+//! what is left, few                                    d d d
+//! what is left, more                                   [ rest ]padding    the engine leaves the padding out
+//! no room for padding                            [ again ][ rest ]padding
 //! ```
+//!
+//! Where a chunk gives logits for its last row only, padding would have them: the last token is decoded by itself.
 //!
 //! Rows of the cache beyond the position are never attended to, and the next token overwrites them: padding leaves no
 //! trace, and forgetting tokens is free. In states that rotate a slot is written over when its token is out of sight; they
@@ -30,9 +32,9 @@ use functions::{Cached, CachedFunctions, Full, Functions, INPUT_IDS, POSITION, R
 pub(crate) use host_cache::HostCache;
 use io_cache::IoCache;
 
-/// A chunk of P tokens is taken to cost as much as P / 8 calls of one token: the weights are read once, and the
-/// arithmetic on them is that much denser. It decides only what is faster, never what comes out.
-const CHUNK_GAIN: usize = 8;
+/// As many tokens in a chunk are taken to cost what a call of one token does: the weights are read once, and the arithmetic
+/// on them is that much denser. It decides only what is faster, never what comes out.
+const CHUNK_GAIN: usize = 4;
 /// Lengths of calls without a cache are rounded up to a multiple of this, because the engine plans each length anew.
 const LENGTH_STEP: usize = 32;
 
@@ -199,13 +201,12 @@ impl Decoder {
     /// Appends as many of `rest` as one step takes.
     fn advance(&mut self, rest: &[u32]) -> Result<()> {
         let (cached, position) = (self.functions.cached()?, self.tokens.len());
-        let step = next_step(position, rest.len(), cached.chunk());
-        let taken = match step {
-            Step::Decode => 1,
-            Step::Chunk { start, .. } => start + cached.prefill_tokens() - position,
-            Step::Padded => rest.len(),
+        let step = next_step(position, rest.len(), cached.chunks());
+        let end = match step {
+            Step::Decode => position + 1,
+            Step::Chunk { end, .. } => end,
         };
-        self.tokens.extend_from_slice(&rest[..taken]);
+        self.tokens.extend_from_slice(&rest[..end - position]);
         let result = self.run(step);
         if result.is_err() {
             self.tokens.truncate(position);
@@ -213,28 +214,22 @@ impl Decoder {
         result
     }
 
-    /// Computes the logits after the last of the tokens, and the rows of the cache that are not there yet.
+    /// Computes the rows of the cache that are not there yet, and the logits after the last of the tokens if the call has
+    /// them.
     fn run(&mut self, step: Step) -> Result<()> {
         let (cached, end) = (self.functions.cached()?, self.tokens.len());
-        let decode = &cached.holding(end).decode;
-        let start = match step {
-            Step::Decode => end - 1,
-            Step::Chunk { start } => start,
-            Step::Padded => 0,
+        let (start, length) = match step {
+            Step::Decode => (end - 1, 1),
+            Step::Chunk { start, .. } => (start, cached.chunk().unwrap_or(1)),
         };
-        let bucket = cached.holding(start + cached.prefill_tokens());
-        let call = bucket.prefill.as_ref().filter(|_| step != Step::Decode).unwrap_or(decode);
-        let mut logits = self.machine.call(call, &self.tokens[start..end], start, None)?;
-        let mut row = match call.rows {
-            Rows::Last => 0,
-            Rows::All => end - start - 1,
-        };
-        if matches!((step, call.rows), (Step::Padded, Rows::Last)) {
-            // The only logits are those of padding.
-            logits = self.machine.call(decode, &self.tokens[end - 1..], end - 1, None)?;
-            row = 0;
+        let bucket = cached.holding(start + length);
+        let call = bucket.prefill.as_ref().filter(|_| step != Step::Decode).unwrap_or(&bucket.decode);
+        let logits = self.machine.call(call, &self.tokens[start..end], start, None)?;
+        match call.rows {
+            Rows::Last if end - start < length => Ok(()),
+            Rows::Last => copy_row(&logits, 0, self.functions.vocab_size, &mut self.logits),
+            Rows::All => copy_row(&logits, end - start - 1, self.functions.vocab_size, &mut self.logits),
         }
-        copy_row(&logits, row, self.functions.vocab_size, &mut self.logits)
     }
 
     /// Computes everything anew, without a cache.
@@ -327,22 +322,37 @@ impl LanguageModel for Decoder {
 enum Step {
     /// One token.
     Decode,
-    /// A chunk that begins at `start`, which may be before the position.
-    Chunk { start: usize },
-    /// A chunk from the first token to the last, and padding.
-    Padded,
+    /// The tokens from `start`, which may be before the position, to `end`, and padding if they are fewer than a chunk.
+    Chunk { start: usize, end: usize },
 }
 
-/// The step after `position` tokens when `rest` more are given, with chunks of `chunk` tokens. It never passes them.
-fn next_step(position: usize, rest: usize, chunk: Option<usize>) -> Step {
-    match chunk {
-        Some(chunk) if rest >= chunk => Step::Chunk { start: position },
-        Some(chunk) if rest > (chunk / CHUNK_GAIN).max(1) => match (position + rest).checked_sub(chunk) {
-            Some(start) => Step::Chunk { start },
-            None => Step::Padded,
-        },
-        _ => Step::Decode,
+/// The calls that take several tokens.
+#[derive(Clone, Copy)]
+struct Chunks {
+    /// Tokens of a call.
+    length: usize,
+    /// Tokens that there is room for, padding included.
+    context: usize,
+    rows: Rows,
+}
+
+/// The step after `position` tokens when `rest` more are given. It never passes them.
+fn next_step(position: usize, rest: usize, chunks: Option<Chunks>) -> Step {
+    let Some(Chunks { length, context, rows }) = chunks else { return Step::Decode };
+    let end = position + rest;
+    if rest >= length {
+        return Step::Chunk { start: position, end: position + length };
     }
+    if rest <= CHUNK_GAIN {
+        return Step::Decode;
+    }
+    if rows == Rows::Last && end >= length && length - rest <= CHUNK_GAIN {
+        // Some tokens again are cheaper than the last one by itself.
+        return Step::Chunk { start: end - length, end };
+    }
+    let start = position.min(context - length);
+    let padded = end - start < length;
+    Step::Chunk { start, end: if padded && rows == Rows::Last { end - 1 } else { end } }
 }
 
 /// What runs functions: the engine, and the cache in either form.
@@ -364,7 +374,7 @@ impl Machine {
         self.cache.enter(&mut inputs)?;
         let end = position + function.tokens;
         self.written = if position == 0 { end } else { self.written.max(end) };
-        let mut outputs = self.run(&function.name, &inputs, watch)?;
+        let mut outputs = self.run(&function.name, &inputs, tokens.len(), watch)?;
         self.cache.extend(&mut outputs, position)?;
         outputs.remove(&function.logits).ok_or_else(|| no_logits(&function.name))
     }
@@ -373,13 +383,13 @@ impl Machine {
     fn full(&mut self, function: &Full, tokens: &[u32], step: usize, watch: Watcher) -> Result<Tensor> {
         let length = function.lengths.holding(tokens.len(), step).unwrap_or(tokens.len());
         let inputs = Tensors::from([(INPUT_IDS.to_owned(), ids(tokens, length)?)]);
-        let mut outputs = self.run(&function.name, &inputs, watch)?;
+        let mut outputs = self.run(&function.name, &inputs, tokens.len(), watch)?;
         outputs.remove(&function.logits).ok_or_else(|| no_logits(&function.name))
     }
 
-    fn run(&mut self, function: &str, inputs: &Tensors, watch: Watcher) -> Result<Tensors> {
+    fn run(&mut self, function: &str, inputs: &Tensors, tokens: usize, watch: Watcher) -> Result<Tensors> {
         match watch {
-            None => self.engine.predict(function, inputs, &mut self.state),
+            None => self.engine.predict_tokens(function, inputs, tokens, &mut self.state),
             Some(watch) => {
                 watch.enter(function);
                 self.engine.observe(function, inputs, &mut self.state, watch)
@@ -431,20 +441,12 @@ impl CachedFunctions {
     fn prefill_tokens(&self) -> usize {
         self.chunk().unwrap_or(1)
     }
+
+    fn chunks(&self) -> Option<Chunks> {
+        let prefill = self.largest().prefill.as_ref()?;
+        Some(Chunks { length: prefill.tokens, context: self.context(), rows: prefill.rows })
+    }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn chunks_end_where_the_tokens_do() {
-        assert_eq!(next_step(0, 300, Some(128)), Step::Chunk { start: 0 });
-        assert_eq!(next_step(256, 44, Some(128)), Step::Chunk { start: 172 });
-        assert_eq!(next_step(256, 16, Some(128)), Step::Decode);
-        assert_eq!(next_step(10, 40, Some(128)), Step::Padded);
-        assert_eq!(next_step(10, 2, Some(4)), Step::Chunk { start: 8 });
-        assert_eq!(next_step(0, 300, None), Step::Decode);
-        assert_eq!(next_step(4, 1, Some(2)), Step::Decode);
-    }
-}
+mod tests;

@@ -58,22 +58,30 @@ impl Matrices {
         };
         let Matrices { x, pairs, .. } = self;
         let accuracy = planner.accuracy(x);
-        let source: usize = planner.shape(x)?.iter().rev().take(2).product();
+        let shape = planner.shape(x)?;
+        let (rows, columns) = (shape[shape.len() - 2], shape[shape.len() - 1]);
+        let token = planner.token_of_first_row(x, rows)?;
         let x = planner.operand(x)?;
         let (id, len) = planner.output(operation.outputs[0])?;
         let size = len / pairs.len().max(1);
         planner.push("matrices", &operation.name, move |memory| {
             memory.write(id, len, |m, y| {
-                let x = m.get(&x);
+                let (x, rows, source) = (m.get(&x), m.rows_of(token, rows), rows * columns);
                 let mut results = y.chunks_exact_mut(size.max(1));
                 // Products of the same x are one step, so that it is prepared once.
                 let mut done = 0;
                 for same in pairs.chunk_by(|a, b| a.0 == b.0) {
                     let weights = parts[done..done + same.len()].iter();
-                    let mut products: Vec<Linear> =
-                        weights.zip(results.by_ref()).map(|(weight, y)| Linear { weight, bias: None, y }).collect();
-                    let first = same[0].0 * source;
-                    kernels::linear_many(m.kernels, accuracy, &x[first..first + source], &mut products);
+                    let mut products: Vec<Linear> = weights
+                        .zip(results.by_ref())
+                        .map(|(weight, y)| {
+                            let (y, padding) = y.split_at_mut(rows * weight.rows());
+                            padding.fill(0.0);
+                            Linear { weight, bias: None, y }
+                        })
+                        .collect();
+                    let x = &x[same[0].0 * source..][..rows * columns];
+                    kernels::linear_many(m.kernels, accuracy, x, &mut products);
                     done += same.len();
                 }
                 Ok(())

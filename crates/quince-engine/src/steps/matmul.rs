@@ -54,7 +54,8 @@ impl Factor {
 }
 
 fn products(planner: &mut Planner, operation: &Operation, x: Var, factors: Vec<(Factor, Var)>) -> Result<bool> {
-    let accuracy = planner.accuracy(x);
+    let rows = planner.shape(x)?.iter().rev().skip(1).product();
+    let (accuracy, first) = (planner.accuracy(x), planner.token_of_first_row(x, rows)?);
     let x = planner.operand(x)?;
     let mut outputs = Vec::with_capacity(factors.len());
     for (_, out) in &factors {
@@ -63,11 +64,17 @@ fn products(planner: &mut Planner, operation: &Operation, x: Var, factors: Vec<(
     planner.push("linear", &operation.name, move |memory| {
         let mut buffers: Vec<Vec<f32>> = outputs.iter().map(|(id, _)| memory.take(*id)).collect();
         let mut products = Vec::with_capacity(factors.len());
+        let x = memory.get(&x);
+        let mut used = x;
         for ((buffer, (_, len)), (factor, _)) in buffers.iter_mut().zip(&outputs).zip(&factors) {
-            let bias = factor.bias.as_ref().map(|bias| memory.get(bias));
-            products.push(kernels::Linear { weight: &factor.weight, bias, y: &mut buffer[..*len] });
+            let (weight, bias) = (&factor.weight, factor.bias.as_ref().map(|bias| memory.get(bias)));
+            let rows = memory.rows_of(first, rows);
+            let (y, padding) = buffer[..*len].split_at_mut(rows * weight.rows());
+            padding.fill(0.0);
+            used = &x[..rows * weight.cols()];
+            products.push(kernels::Linear { weight, bias, y });
         }
-        kernels::linear_many(memory.kernels, accuracy, memory.get(&x), &mut products);
+        kernels::linear_many(memory.kernels, accuracy, used, &mut products);
         for ((id, _), buffer) in outputs.iter().zip(buffers) {
             memory.put(*id, buffer);
         }
@@ -179,12 +186,17 @@ pub(super) fn matmul(planner: &mut Planner, operation: &Operation) -> Result<boo
 }
 
 fn weighted(planner: &mut Planner, operation: &Operation, x: Var, weight: PackedWeight, out: Var) -> Result<bool> {
-    let accuracy = planner.accuracy(x);
+    let rows = planner.shape(x)?.iter().rev().skip(1).product();
+    let (accuracy, first) = (planner.accuracy(x), planner.token_of_first_row(x, rows)?);
     let x = planner.operand(x)?;
     let (id, len) = planner.output(out)?;
     planner.push("linear", &operation.name, move |memory| {
         memory.write(id, len, |m, y| {
-            kernels::linear(m.kernels, accuracy, m.get(&x), &weight, None, y);
+            let x = m.get(&x);
+            let rows = m.rows_of(first, rows);
+            let (y, padding) = y.split_at_mut(rows * weight.rows());
+            padding.fill(0.0);
+            kernels::linear(m.kernels, accuracy, &x[..rows * weight.cols()], &weight, None, y);
             Ok(())
         })
     });
