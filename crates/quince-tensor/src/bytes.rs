@@ -11,10 +11,18 @@ use std::sync::Arc;
 pub struct Bytes {
     owner: Arc<dyn Owner>,
     range: Range<usize>,
+    /// Where the range of the owner's bytes lies: kernels ask for it in their loops.
+    start: *const u8,
 }
+
+// SAFETY: `start` is a shared reference to bytes that `owner` keeps, which may go from thread to thread.
+unsafe impl Send for Bytes {}
+// SAFETY: as above.
+unsafe impl Sync for Bytes {}
 
 /// What keeps bytes alive.
 trait Owner: Send + Sync {
+    /// The bytes, which stay where they are and as they are as long as the owner is there.
     fn bytes(&self) -> &[u8];
     fn as_any(&self) -> &dyn Any;
 }
@@ -54,11 +62,11 @@ impl Drop for Lent {
         // Around a page that is read, Linux maps others that it has, at most those of its 2 MiB: neighbours that went back
         // come again and would stay, so they go back once more.
         const AROUND: usize = 2 << 20;
-        let Bytes { owner, range } = &self.0;
+        let Bytes { owner, range, .. } = &self.0;
         let base = owner.bytes().as_ptr() as usize;
         let start = ((base + range.start) / AROUND * AROUND).max(base) - base;
         let end = ((base + range.end).next_multiple_of(AROUND) - base).min(owner.bytes().len());
-        Bytes { owner: owner.clone(), range: start..end }.give_back(0..end - start);
+        Bytes::of(owner.clone(), start..end).give_back(0..end - start);
     }
 }
 
@@ -77,23 +85,30 @@ impl Owner for Anonymous {
 }
 
 impl Bytes {
+    /// # Panics
+    /// When the owner does not have the range.
+    fn of(owner: Arc<dyn Owner>, range: Range<usize>) -> Bytes {
+        let start = owner.bytes()[range.clone()].as_ptr();
+        Bytes { owner, range, start }
+    }
+
     /// The bytes of a vector of plain values; their alignment is that of the values.
     pub fn from_vec<T: bytemuck::Pod + Send + Sync>(values: Vec<T>) -> Bytes {
         let range = 0..std::mem::size_of_val(values.as_slice());
-        Bytes { owner: Arc::new(values), range }
+        Bytes::of(Arc::new(values), range)
     }
 
     /// The bytes of a mapped file.
     pub fn from_mmap(map: memmap2::Mmap) -> Bytes {
         let range = 0..map.len();
-        Bytes { owner: Arc::new(map), range }
+        Bytes::of(Arc::new(map), range)
     }
 
     /// A range of memory of no file.
     #[cfg(target_os = "linux")]
     pub(crate) fn from_anonymous(memory: Anonymous, range: Range<usize>) -> Option<Bytes> {
         let len = memory.0.len();
-        Bytes { owner: Arc::new(memory), range: 0..len }.slice(range)
+        Bytes::of(Arc::new(memory), 0..len).slice(range)
     }
 
     /// A part of these bytes, or `None` if the range is not inside.
@@ -101,7 +116,7 @@ impl Bytes {
         if range.start > range.end || range.end > self.len() {
             return None;
         }
-        Some(Bytes { owner: self.owner.clone(), range: self.range.start + range.start..self.range.start + range.end })
+        Some(Bytes::of(self.owner.clone(), self.range.start + range.start..self.range.start + range.end))
     }
 
     /// The same bytes; where they are mapped, the system gets their memory back when the last clone of the result is
@@ -111,7 +126,7 @@ impl Bytes {
         if !self.owner.as_any().is::<memmap2::Mmap>() {
             return self.clone();
         }
-        Bytes { range: 0..self.len(), owner: Arc::new(Lent(self.clone())) }
+        Bytes::of(Arc::new(Lent(self.clone())), 0..self.len())
     }
 
     /// Lets the system have the memory of a range of mapped bytes; they come from the file again when they are read.
@@ -147,8 +162,10 @@ pub fn zeroed<T: bytemuck::Zeroable>(len: usize) -> Result<Vec<T>> {
 
 impl Deref for Bytes {
     type Target = [u8];
+    #[inline]
     fn deref(&self) -> &[u8] {
-        &self.owner.bytes()[self.range.clone()]
+        // SAFETY: `start` is where the range of the owner's bytes lies, which stay there; the owner is there.
+        unsafe { std::slice::from_raw_parts(self.start, self.range.len()) }
     }
 }
 

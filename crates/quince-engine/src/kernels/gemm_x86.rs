@@ -148,14 +148,18 @@ impl Task<'_> {
         for (sums, row) in self.sums.chunks_exact_mut(x.padded_m).zip(self.rows.clone()) {
             sums.fill(bias.map_or(0.0, |bias| bias[row]));
         }
-        let mut unpacked = Unpacked::new();
-        for first in (0..x.k).step_by(DEPTH) {
-            let columns = first..x.k.min(first + DEPTH);
-            unsafe { unpacked.fill::<P>(weight, self.rows.clone(), columns.clone()) };
-            let (first, depth) = (columns.start, columns.len());
-            let block = P::Integer::BLOCK;
-            unsafe { self.multiply::<P, TILE>(&unpacked, first / block..(first + depth).div_ceil(block)) };
-        }
+        Unpacked::with(
+            #[inline(always)]
+            |unpacked| {
+                for first in (0..x.k).step_by(DEPTH) {
+                    let columns = first..x.k.min(first + DEPTH);
+                    unsafe { unpacked.fill::<P>(weight, self.rows.clone(), columns.clone()) };
+                    let (first, depth) = (columns.start, columns.len());
+                    let block = P::Integer::BLOCK;
+                    unsafe { self.multiply::<P, TILE>(unpacked, first / block..(first + depth).div_ceil(block)) };
+                }
+            },
+        );
         unsafe { self.store::<P::Floats>() };
     }
 

@@ -21,6 +21,8 @@ pub(super) trait Integer {
     fn activations(terms: &[i16]) -> u32;
     /// Whether codes less their offset are such integers, halved or not.
     fn holds(affine: &Affine) -> bool;
+    /// What is added to activations, so that they have no sign.
+    const SHIFT: i32 = 0;
     /// Whether codes of eight bits are halved.
     const HALVES_CODES: bool = false;
     /// Turns words into such integers, at the beginning of the same memory, and gives what the sum of each block begins
@@ -65,6 +67,7 @@ macro_rules! bytes {
             const ACTIVATION_MAX: f32 = $activation_max;
             const WEIGHT_MAX: f32 = $weight_max;
             const TABLE_PART: i16 = $table_part;
+            const SHIFT: i32 = $shift;
             const HALVES_CODES: bool = $halves;
 
             #[inline(always)]

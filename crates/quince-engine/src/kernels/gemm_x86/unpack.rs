@@ -1,6 +1,7 @@
 //! Rows of a weight as integers, in the order in which a tile meets them.
 
 use std::arch::x86_64::*;
+use std::cell::Cell;
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -28,9 +29,24 @@ pub(super) struct Unpacked {
 // SAFETY of the functions below: the caller vouches for the instructions of `L` or `S`, which include AVX2; what else
 // they need is said where they access memory.
 
+thread_local! {
+    static ROWS: Cell<Option<Box<Unpacked>>> = const { Cell::new(None) };
+}
+
 impl Unpacked {
-    pub(super) fn new() -> Unpacked {
-        Unpacked { lanes: [0; TASK_ROWS * STRIDE], scales: [0.0; TASK_ROWS * SCALES], starts: [0; TASK_ROWS * SCALES] }
+    /// Calls `f` with what an earlier call left.
+    #[inline(always)]
+    pub(super) fn with<R>(f: impl FnOnce(&mut Unpacked) -> R) -> R {
+        let mut rows = ROWS.take().unwrap_or_else(|| {
+            Box::new(Unpacked {
+                lanes: [0; TASK_ROWS * STRIDE],
+                scales: [0.0; TASK_ROWS * SCALES],
+                starts: [0; TASK_ROWS * SCALES],
+            })
+        });
+        let result = f(&mut rows);
+        ROWS.set(Some(rows));
+        result
     }
 
     /// The lanes from those of a row, each row [`STRIDE`] behind the one before.
@@ -48,6 +64,11 @@ impl Unpacked {
             let scales = &mut self.scales[blocks.clone()];
             let lanes: &mut [u32; DEPTH / 2] =
                 (&mut self.lanes[i * STRIDE..][..DEPTH / 2]).try_into().unwrap_or_else(|_| unreachable!());
+            if let Some(affine) = bytes_of::<L::Integer>(weight) {
+                let (place, out) = ((row, weight.cols()), bytemuck::cast_mut(lanes));
+                unsafe { bytes_row::<L::Integer>(affine, place, &columns, out, scales, &mut self.starts[blocks]) };
+                continue;
+            }
             let words: &mut [i16; DEPTH] = bytemuck::cast_mut(lanes);
             unsafe {
                 unpack_row::<L::Floats, L::Integer>(weight, row, columns.start, columns.len(), words, scales);
@@ -236,8 +257,8 @@ unsafe fn affine_row<S: Simd, I: Integer>(
 ) {
     let mut codes = [0u8; DEPTH];
     unpack::<S>(&affine.data, row * cols + first, affine.codes.nbits(), &mut codes[..values.len()]);
-    for ((block, values), scale) in values.chunks_mut(I::BLOCK).enumerate().zip(scales) {
-        let index = affine.block_of(row, first + block * I::BLOCK);
+    let numbers = scale_numbers(affine, row, first, I::BLOCK);
+    for (((block, values), scale), index) in values.chunks_mut(I::BLOCK).enumerate().zip(scales).zip(numbers) {
         *scale = affine.scale.get(index);
         let offset = affine.offset_at(index) as i16;
         let codes = values.iter_mut().zip(&codes[block * I::BLOCK..]);
@@ -249,6 +270,73 @@ unsafe fn affine_row<S: Simd, I: Integer>(
         if I::HALVES_CODES && affine.codes.nbits() == 8 {
             *scale *= 2.0;
             values.iter_mut().for_each(|value| *value = (*value + 1) >> 1);
+        }
+    }
+}
+
+/// The numbers of the scales that hold for a row's blocks of `step` columns, from column `first` on.
+#[inline(always)]
+fn scale_numbers(affine: &Affine, row: usize, first: usize, step: usize) -> impl Iterator<Item = usize> {
+    let columns = affine.block[1];
+    let (mut index, mut left) = (affine.block_of(row, first), columns - first % columns);
+    std::iter::from_fn(move || {
+        let found = index;
+        left = left.saturating_sub(step);
+        if left == 0 {
+            (index, left) = (index + 1, columns);
+        }
+        Some(found)
+    })
+}
+
+/// The weight, if its codes become bytes one by one.
+#[inline(always)]
+fn bytes_of<I: Integer>(weight: &PackedWeight) -> Option<&Affine> {
+    match weight.encoding() {
+        Encoding::Affine(affine) if I::TERMS == 4 && affine.codes == CodeType::Int8 && affine.offset.is_none() => {
+            (affine.block[1] == weight.cols() || affine.block[1].is_multiple_of(UNIT)).then_some(affine)
+        }
+        _ => None,
+    }
+}
+
+/// [`unpack_row`] and [`Integer::narrow`] of the codes of [`bytes_of`].
+#[inline(always)]
+unsafe fn bytes_row<I: Integer>(
+    affine: &Affine,
+    (row, cols): (usize, usize),
+    columns: &Range<usize>,
+    out: &mut [u8; DEPTH * 2],
+    scales: &mut [f32],
+    starts: &mut [i32],
+) {
+    let codes = &affine.data[row * cols..][columns.clone()];
+    let blocks = codes.chunks(I::BLOCK).zip(out.chunks_exact_mut(I::BLOCK)).zip(scales.iter_mut().zip(starts));
+    let numbers = scale_numbers(affine, row, columns.start, I::BLOCK);
+    for (((codes, out), (scale, start)), number) in blocks.zip(numbers) {
+        *scale = affine.scale.get(number) * if I::HALVES_CODES { 2.0 } else { 1.0 };
+        let mut padded = [0u8; UNIT];
+        let codes = match codes.len() == I::BLOCK {
+            true => codes,
+            false => {
+                padded[..codes.len()].copy_from_slice(codes);
+                &padded[..I::BLOCK]
+            }
+        };
+        // SAFETY: AVX2 is there, and both sides have whole blocks, of a multiple of 32 bytes.
+        unsafe {
+            let flip = _mm256_set1_epi8(i8::MIN);
+            let mut sums = _mm256_setzero_si256();
+            for at in (0..I::BLOCK).step_by(32) {
+                // Without a sign, 128 more; the mean with 128 is half of it, rounded up.
+                let plain = _mm256_xor_si256(_mm256_loadu_si256(codes[at..].as_ptr().cast()), flip);
+                let plain = if I::HALVES_CODES { _mm256_avg_epu8(plain, flip) } else { plain };
+                sums = _mm256_add_epi64(sums, _mm256_sad_epu8(plain, _mm256_setzero_si256()));
+                _mm256_storeu_si256(out[at..].as_mut_ptr().cast(), _mm256_xor_si256(plain, flip));
+            }
+            let mut parts = [0i64; 4];
+            _mm256_storeu_si256(parts.as_mut_ptr().cast(), sums);
+            *start = -I::SHIFT * (parts.iter().sum::<i64>() as i32 - 128 * I::BLOCK as i32);
         }
     }
 }
