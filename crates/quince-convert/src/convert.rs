@@ -31,8 +31,8 @@ pub struct Options {
     pub prefill_length: Option<usize>,
     /// Tokens of a call of `full`, which takes any number if this is not given; of `encode` if its shape is fixed.
     pub length: Option<usize>,
-    /// Which texts `encode` takes.
-    pub shapes: ShapesKind,
+    /// Which texts `encode` takes; if not given any in a range, on the Neural Engine one of some lengths.
+    pub shapes: Option<ShapesKind>,
     /// How `encode` makes one vector of a text; as the checkpoint says if not given.
     pub pooling: Option<Pooling>,
     /// What carries the KV cache.
@@ -63,13 +63,14 @@ pub enum FunctionName {
 }
 
 /// Which numbers of texts, and of tokens in each, the function `encode` takes.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ShapesKind {
     /// 1 to 64 texts of 8 to 512 tokens.
-    #[default]
     Range,
     /// 1, 8 or 32 texts of 16, 32, 64 and so on to 512 tokens.
     Enumerated,
+    /// One text of 16, 32, 64 and so on to 512 tokens.
+    Lengths,
     /// One text of as many tokens as there is room for.
     Fixed,
 }
@@ -319,7 +320,7 @@ impl Options {
         if self.units != ComputeUnits::CpuAndNeuralEngine && self.head_parts.is_some() {
             warnings.push("parts of the head have no effect: only the Neural Engine's layout has them".to_owned());
         }
-        let fixed = names.contains(&FunctionName::Encode) && self.shapes == ShapesKind::Fixed;
+        let fixed = names.contains(&FunctionName::Encode) && self.shapes == Some(ShapesKind::Fixed);
         if self.length.is_some() && !fixed && !names.contains(&FunctionName::Full) {
             warnings.push("the length has no effect: the package has no function `full`".to_owned());
         }
@@ -339,7 +340,7 @@ impl Options {
         };
         let function = functions.iter().filter(|_| self.units == ComputeUnits::CpuAndNeuralEngine).find(flexible)?;
         let (name, instead) = match function.kind {
-            FunctionKind::Encode(_) => (&function.name, "--shapes fixed or enumerated"),
+            FunctionKind::Encode(_) => (&function.name, "--shapes fixed or lengths"),
             _ => (&function.name, "--length"),
         };
         Some(format!(
@@ -389,7 +390,12 @@ impl Options {
             FunctionName::Full => FunctionKind::Full(self.length.map_or(Length::Flexible, Length::Fixed)),
             FunctionName::Encode => {
                 let longest = self.context.or(self.length).unwrap_or(ENCODER_CONTEXT).min(context);
-                FunctionKind::Encode(self.shapes.of(longest))
+                let usual = match self.units {
+                    // It runs texts one after the other.
+                    ComputeUnits::CpuAndNeuralEngine => ShapesKind::Lengths,
+                    _ => ShapesKind::Range,
+                };
+                FunctionKind::Encode(self.shapes.unwrap_or(usual).of(longest))
             }
             FunctionName::Decode => FunctionKind::Cached { tokens: 1, logits: LogitsOf::Last },
             FunctionName::Init => {
@@ -405,14 +411,15 @@ impl Options {
 impl ShapesKind {
     /// The shapes for texts of up to `longest` tokens.
     fn of(self, longest: usize) -> Shapes {
-        let doubled = || std::iter::successors(Some(16usize), |length| length.checked_mul(2));
+        let lengths = || {
+            let doubled = std::iter::successors(Some(16usize), |length| length.checked_mul(2));
+            doubled.take_while(|&length| length < longest).chain([longest])
+        };
+        let listed = |texts: &[usize]| texts.iter().flat_map(|&n| lengths().map(move |length| [n, length])).collect();
         match self {
             ShapesKind::Range => Shapes::Range { texts: (1, MOST_TEXTS), tokens: (longest.min(8), longest) },
-            ShapesKind::Enumerated => {
-                let mut lengths: Vec<usize> = doubled().take_while(|&length| length < longest).collect();
-                lengths.push(longest);
-                Shapes::Listed([1, 8, 32].iter().flat_map(|&n| lengths.iter().map(move |&l| [n, l])).collect())
-            }
+            ShapesKind::Enumerated => Shapes::Listed(listed(&[1, 8, 32])),
+            ShapesKind::Lengths => Shapes::Listed(listed(&[1])),
             ShapesKind::Fixed => Shapes::Listed(vec![[1, longest]]),
         }
     }

@@ -112,7 +112,7 @@ fn encode(units: ComputeUnits, precision: Precision, pooling: Pooling, shapes: S
         pooling: Some(pooling),
         precision,
         units,
-        shapes,
+        shapes: Some(shapes),
         context: Some(16),
         ..Options::default()
     }

@@ -109,9 +109,10 @@ pub struct Args {
     /// gives the hidden states
     #[arg(long, value_name = "WHAT")]
     pooling: Option<PoolingArg>,
-    /// Which texts encode takes: 1 to 64 of 8 to 512 tokens, some numbers of each, or one text of --length tokens
-    #[arg(long, value_name = "WHICH", default_value = "range")]
-    shapes: ShapesArg,
+    /// Which texts encode takes: 1 to 64 of 8 to 512 tokens (range), some numbers of each (enumerated), one text of some
+    /// lengths, or one of --length tokens (fixed). Default: range, on the Neural Engine lengths
+    #[arg(long, value_name = "WHICH")]
+    shapes: Option<ShapesArg>,
     /// Have init give the logits of all its tokens, not only of the last
     #[arg(long)]
     all_logits: bool,
@@ -174,6 +175,7 @@ enum KvCacheArg {
 enum ShapesArg {
     Range,
     Enumerated,
+    Lengths,
     Fixed,
 }
 
@@ -193,11 +195,12 @@ impl Args {
             prefill_length: self.prefill_length,
             length: self.length,
             pooling: self.pooling.map(PoolingArg::checked),
-            shapes: match self.shapes {
+            shapes: self.shapes.map(|shapes| match shapes {
                 ShapesArg::Range => ShapesKind::Range,
                 ShapesArg::Enumerated => ShapesKind::Enumerated,
+                ShapesArg::Lengths => ShapesKind::Lengths,
                 ShapesArg::Fixed => ShapesKind::Fixed,
-            },
+            }),
             kv_cache: match self.kv_cache {
                 KvCacheArg::State => KvCache::State,
                 KvCacheArg::Rotating => KvCache::Rotating,
