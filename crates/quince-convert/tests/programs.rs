@@ -157,6 +157,13 @@ fn encoders_give_the_golden_hidden_states_padded_or_not() {
             close(&exact.rows(1..2).unwrap().reshape([32]).unwrap(), &pooled(&hidden(1), pooling), 1e-4, name);
             let found = psnr(&half.rows(7..8).unwrap().reshape([32]).unwrap(), &pooled(&hidden(1), pooling));
             assert!(found >= 40.0, "{name}: {found} dB in float16");
+            // One text of 16 or 32 tokens.
+            let single = encode(units, Precision::Float32, pooling, ShapesKind::Lengths);
+            let single = program(&Options { context: Some(32), ..single });
+            for length in [16, 32] {
+                let found = run_encode(&single, &[&b[..]], length).reshape([32]).unwrap();
+                close(&found, &pooled(&hidden(1), pooling), 1e-4, name);
+            }
         }
     }
 }

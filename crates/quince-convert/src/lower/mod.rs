@@ -180,6 +180,17 @@ impl Shapes {
         }
     }
 
+    /// The number of texts, if it is the same in all.
+    pub fn texts(&self) -> Option<usize> {
+        match self {
+            Shapes::Range { texts, .. } => (texts.0 == texts.1).then_some(texts.0),
+            Shapes::Listed(shapes) => {
+                let &[texts, _] = shapes.first()?;
+                shapes.iter().all(|shape| shape[0] == texts).then_some(texts)
+            }
+        }
+    }
+
     /// The most tokens of a text.
     pub fn longest(&self) -> usize {
         match self {

@@ -207,7 +207,7 @@ impl<'a> Writer<'a> {
     /// x with as many texts and the other sizes as given, of which -1 stands for what is left.
     pub(super) fn reshaped(&mut self, name: &str, x: Var, rest: &[i64]) -> Result<Var> {
         let texts = match &self.spec.kind {
-            FunctionKind::Encode(shapes) => shapes.fixed().map(|[texts, _]| texts as i64),
+            FunctionKind::Encode(shapes) => shapes.texts().map(|texts| texts as i64),
             FunctionKind::Full(_) | FunctionKind::Cached { .. } => Some(1),
         };
         if let Some(texts) = texts {
@@ -388,20 +388,18 @@ pub(super) fn shape(sizes: &[i64]) -> Result<Input> {
 
 /// The sizes of an input, and what it declares of them.
 fn flexible(shapes: &Shapes) -> (Dim, Dim, Flexibility) {
-    match shapes {
-        Shapes::Range { texts, tokens } => {
-            let bounds = vec![(texts.0, Some(texts.1)), (tokens.0, Some(tokens.1))];
-            let default = vec![texts.0, tokens.1.min(tokens.0.max(64))];
-            (Dim::Unknown, Dim::Unknown, Flexibility::Range { bounds, default })
-        }
-        Shapes::Listed(shapes) => match shapes[..] {
-            [[texts, tokens]] => (Dim::Fixed(texts), Dim::Fixed(tokens), Flexibility::Fixed),
-            _ => {
-                let shapes = shapes.iter().map(|shape| shape.to_vec()).collect();
-                (Dim::Unknown, Dim::Unknown, Flexibility::Enumerated(shapes))
-            }
-        },
+    if let Some([texts, tokens]) = shapes.fixed() {
+        return (Dim::Fixed(texts), Dim::Fixed(tokens), Flexibility::Fixed);
     }
+    let texts = shapes.texts().map_or(Dim::Unknown, Dim::Fixed);
+    let flexibility = match shapes {
+        Shapes::Range { texts, tokens } => Flexibility::Range {
+            bounds: vec![(texts.0, Some(texts.1)), (tokens.0, Some(tokens.1))],
+            default: vec![texts.0, tokens.1.min(tokens.0.max(64))],
+        },
+        Shapes::Listed(shapes) => Flexibility::Enumerated(shapes.iter().map(|shape| shape.to_vec()).collect()),
+    };
+    (texts, Dim::Unknown, flexibility)
 }
 
 /// Sizes as the int32 vector that parameters are.
