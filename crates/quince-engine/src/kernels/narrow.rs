@@ -23,7 +23,7 @@ impl PackedWeight {
     /// When there is no memory for the bytes.
     pub(crate) fn narrowed(&self) -> Result<Option<PackedWeight>> {
         let (rows, cols) = (self.rows(), self.cols());
-        let block = [BLOCK, BLOCK / 2, BLOCK / 4].into_iter().find(|&block| cols.is_multiple_of(block));
+        let block = [BLOCK, BLOCK / 2, BLOCK / 4].into_iter().find(|&block| cols > 0 && cols.is_multiple_of(block));
         let (Encoding::Dense(_), Some(block)) = (self.encoding(), block) else { return Ok(None) };
         let mut codes: Vec<u8> = quince_tensor::zeroed(rows * cols)?;
         let mut scales: Vec<f32> = quince_tensor::zeroed(rows * cols / block)?;
@@ -76,5 +76,7 @@ mod tests {
         assert!(narrowed.narrowed().unwrap().is_none(), "bytes already");
         let odd = PackedWeight::dense(1, 33, vec![0.0; 33].into()).unwrap();
         assert!(odd.narrowed().unwrap().is_none(), "no blocks");
+        let empty = PackedWeight::dense(2, 0, Vec::<f32>::new().into()).unwrap();
+        assert!(empty.narrowed().unwrap().is_none(), "no columns");
     }
 }
