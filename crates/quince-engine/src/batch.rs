@@ -82,7 +82,7 @@ struct Batch<'a> {
 }
 
 fn shape(of: &Specialized, var: Var) -> Vec<usize> {
-    of.function.ty(var).as_tensor().and_then(|ty| ty.dims()).unwrap_or_default()
+    of.shape(var).unwrap_or_default()
 }
 
 /// Operations on single elements, which broadcast.
@@ -279,23 +279,15 @@ impl Batch<'_> {
     }
 
     fn integers(&self, operation: &Operation, param: &str) -> Option<Vec<i64>> {
-        self.known(operation, param)?.to_i64().ok()
+        self.many.ints(operation, param)
     }
 
     /// A truth value that is false if it is not given.
     fn truth(&self, operation: &Operation, param: &str) -> Option<bool> {
         match operation.arg(param) {
-            Some(_) => self.known(operation, param)?.to_bools().ok()?.first().copied(),
+            Some(_) => self.many.bools(operation, param)?.first().copied(),
             None => Some(false),
         }
-    }
-
-    fn known(&self, operation: &Operation, param: &str) -> Option<Tensor> {
-        let value = match operation.arg(param)? {
-            Arg::Value(value) => value,
-            Arg::Var(var) => self.many.constants[var.0 as usize].as_ref()?,
-        };
-        value.tensor().ok()
     }
 }
 

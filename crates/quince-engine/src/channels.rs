@@ -10,7 +10,7 @@
 
 use crate::specialize::Specialized;
 use crate::weights::{self, WeightCache};
-use quince_mil::{Arg, DType, Defs, Function, OpKind, Operation, Tensor, Value, ValueType, Var};
+use quince_mil::{Arg, DType, Defs, Function, OpKind, Operation, Tensor, ValueType, Var};
 use std::collections::{HashMap, HashSet};
 
 /// Operations of one argument that treat each element alone.
@@ -43,10 +43,10 @@ fn products(specialized: &Specialized, cache: &WeightCache) -> HashSet<usize> {
         else {
             return Some(false);
         };
-        let (x, kernel, out) = (shape(function, x)?, shape(function, weight)?, shape(function, *out)?);
+        let (x, kernel, out) = (specialized.shape(x)?, specialized.shape(weight)?, specialized.shape(*out)?);
         let (&[_, channels, 1, _], &[_, columns, 1, 1]) = (&x[..], &kernel[..]) else { return Some(false) };
-        let ones = |param: &str| ints(specialized, operation, param).is_none_or(|all| all.iter().all(|&n| n == 1));
-        let padded = ints(specialized, operation, "pad").is_some_and(|all| all.iter().any(|&n| n != 0));
+        let ones = |param: &str| specialized.ints(operation, param).is_none_or(|all| all.iter().all(|&n| n == 1));
+        let padded = specialized.ints(operation, "pad").is_some_and(|all| all.iter().any(|&n| n != 0));
         let plain = channels == columns && columns > 0 && out[2..] == x[2..] && !padded;
         let producer = defs.producer(operation.var("weight")?)?;
         let packs = || weights::packed(cache, &defs, producer).is_ok_and(|packed| packed.is_some());
@@ -143,8 +143,8 @@ impl Rewrite<'_> {
     }
 
     fn concat(&mut self, operation: &Operation) -> Option<()> {
-        let axis = ints(self.specialized, operation, "axis")?;
-        let interleaved = operation.arg("interleave").and_then(|arg| self.known(arg));
+        let axis = self.specialized.ints(operation, "axis")?;
+        let interleaved = self.specialized.known(operation, "interleave");
         let plain = interleaved.is_none_or(|tensor| tensor.to_bools().is_ok_and(|all| all == [false]));
         let mut twins = Vec::new();
         for arg in operation.args("values") {
@@ -167,7 +167,7 @@ impl Rewrite<'_> {
     fn over_channels(&mut self, operation: &Operation) -> Option<()> {
         let x = operation.var("x")?;
         let (twin, shape) = (*self.twins.get(&x)?, self.shape(x)?);
-        let axes = ints(self.specialized, operation, "axes")?;
+        let axes = self.specialized.ints(operation, "axes")?;
         let kept = self.shape(*operation.outputs.first()?)?.len() == shape.len();
         (kept && shape.len() == 4 && shape[2] == 1 && (axes == [1] || axes == [-3])).then_some(())?;
         let mut inputs = others(operation, &["x", "axes"]);
@@ -181,11 +181,11 @@ impl Rewrite<'_> {
         let twin = *self.twins.get(&x)?;
         let (whole, part) = (self.shape(x)?, self.shape(out)?);
         let (&[b, channels, 1, s], &[pb, count, 1, ps]) = (&whole[..], &part[..]) else { return None };
-        let ones = ints(self.specialized, operation, "stride").is_none_or(|strides| strides.iter().all(|&n| n == 1));
-        let squeezes = operation.arg("squeeze_mask").and_then(|arg| self.known(arg)?.to_bools().ok());
+        let ones = self.specialized.ints(operation, "stride").is_none_or(|strides| strides.iter().all(|&n| n == 1));
+        let squeezes = self.specialized.bools(operation, "squeeze_mask");
         let plain = ones && squeezes.is_none_or(|mask| mask.iter().all(|&squeezed| !squeezed));
-        let begin = *ints(self.specialized, operation, "begin")?.get(1)?;
-        let masked = operation.arg("begin_mask").and_then(|arg| self.known(arg)?.to_bools().ok());
+        let begin = *self.specialized.ints(operation, "begin")?.get(1)?;
+        let masked = self.specialized.bools(operation, "begin_mask");
         let begin = match masked {
             Some(mask) if *mask.get(1)? => 0,
             _ => usize::try_from(begin).ok()?,
@@ -211,7 +211,7 @@ impl Rewrite<'_> {
     /// A transpose of a twin, or one that makes a value of which the twin is wanted.
     fn transpose(&mut self, operation: &Operation) -> Option<()> {
         let (x, out) = (operation.var("x")?, *operation.outputs.first()?);
-        let perm = ints(self.specialized, operation, "perm")?;
+        let perm = self.specialized.ints(operation, "perm")?;
         let (from, to) = (self.shape(x)?, self.shape(out)?);
         let rank = from.len() as i64;
         let perm: Vec<usize> = perm
@@ -336,15 +336,11 @@ impl Rewrite<'_> {
     }
 
     fn shape(&self, var: Var) -> Option<Vec<usize>> {
-        shape(&self.specialized.function, var)
+        self.specialized.shape(var)
     }
 
     fn dtype(&self, var: Var) -> Option<DType> {
         self.specialized.function.ty(var).as_tensor().map(|ty| ty.dtype)
-    }
-
-    fn known(&self, arg: &Arg) -> Option<Tensor> {
-        known(self.specialized, arg)
     }
 }
 
@@ -374,25 +370,6 @@ fn sizes(sizes: &[usize]) -> Arg {
 fn others<'a>(operation: &'a Operation, without: &[&str]) -> Vec<(&'a str, Arg)> {
     let single = |(param, args): &'a (String, Vec<Arg>)| Some((param.as_str(), args.first()?.clone()));
     operation.inputs.iter().filter(|(param, _)| !without.contains(&param.as_str())).filter_map(single).collect()
-}
-
-fn shape(function: &Function, var: Var) -> Option<Vec<usize>> {
-    function.ty(var).as_tensor().and_then(|ty| ty.dims())
-}
-
-fn known(specialized: &Specialized, arg: &Arg) -> Option<Tensor> {
-    match arg {
-        Arg::Value(value) => value.tensor().ok(),
-        Arg::Var(var) => match specialized.constants.get(var.0 as usize)?.as_ref()? {
-            Value::Tensor(tensor) => Some(tensor.clone()),
-            // Nothing that these parameters are is a weight.
-            _ => None,
-        },
-    }
-}
-
-fn ints(specialized: &Specialized, operation: &Operation, param: &str) -> Option<Vec<i64>> {
-    known(specialized, operation.arg(param)?)?.to_i64().ok()
 }
 
 /// Removes operations whose results nothing wants.

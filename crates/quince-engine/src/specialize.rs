@@ -54,6 +54,29 @@ pub(crate) fn specialize(
 }
 
 impl Specialized {
+    /// The size along each axis of a tensor.
+    pub fn shape(&self, var: Var) -> Option<Vec<usize>> {
+        self.function.ty(var).as_tensor().and_then(|ty| ty.dims())
+    }
+
+    /// The tensor of a parameter, if it is given and known beforehand.
+    pub fn known(&self, operation: &Operation, param: &str) -> Option<Tensor> {
+        match operation.arg(param)? {
+            Arg::Value(value) => value.tensor().ok(),
+            Arg::Var(var) => self.constant(*var)?.tensor().ok(),
+        }
+    }
+
+    /// The integers of such a parameter.
+    pub fn ints(&self, operation: &Operation, param: &str) -> Option<Vec<i64>> {
+        self.known(operation, param)?.to_i64().ok()
+    }
+
+    /// The truth values of such a parameter.
+    pub fn bools(&self, operation: &Operation, param: &str) -> Option<Vec<bool>> {
+        self.known(operation, param)?.to_bools().ok()
+    }
+
     fn operation(&mut self, operation: &Operation, limits: &Limits) -> Result<(), Unplanned> {
         if let (Some(value), [var]) = (operation.constant(), &operation.outputs[..]) {
             self.constants[var.0 as usize] = Some(value.clone());

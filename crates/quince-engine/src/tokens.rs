@@ -5,7 +5,7 @@
 
 use crate::batch::ELEMENTWISE;
 use crate::specialize::Specialized;
-use quince_mil::{Arg, Operation, Tensor, Value, Var};
+use quince_mil::{Operation, Var};
 
 /// Element `e` of a value belongs to token `first + e / stride % count`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -68,7 +68,7 @@ struct Search<'a> {
 
 impl Search<'_> {
     fn shape(&self, var: Var) -> Vec<usize> {
-        self.specialized.function.ty(var).as_tensor().and_then(|ty| ty.dims()).unwrap_or_default()
+        self.specialized.shape(var).unwrap_or_default()
     }
 
     fn origin(&self, var: Var) -> Origin {
@@ -106,12 +106,13 @@ impl Search<'_> {
             "reshape" | "reshape_like" | "expand_dims" | "squeeze" | "split_heads" => self.of(operation.var("x")?),
             "transpose" => self.transposed(operation, out),
             "gather" if self.is_of_rows(operation) => self.rows(operation.var("indices")?, out),
-            "one_hot" if self.number(operation, "axis") == Some(-1) => self.rows(operation.var("indices")?, out),
+            "one_hot" if self.integer(operation, "axis") == Some(-1) => self.rows(operation.var("indices")?, out),
             "embedding" => self.rows(operation.var("ids")?, out),
             "slice_by_index" => self.sliced(operation, out),
-            "linear" | "logits" | "rms_norm" | "layer_norm" | "softmax" | "rope" | "split" | "topk" => from("x"),
+            "linear" | "logits" | "rms_norm" | "layer_norm" | "softmax" | "rope" | "split" => from("x"),
+            "topk" if self.integer(operation, "axis") == Some(-1) => from("x"),
             "reduce_mean" | "reduce_sum" | "reduce_max" => self.reduced(operation),
-            "matmul" if self.number(operation, "transpose_x").unwrap_or(0) == 0 => from("x"),
+            "matmul" if self.specialized.bools(operation, "transpose_x") != Some(vec![true]) => from("x"),
             "scaled_dot_product_attention" | "attention" => from("query"),
             name if name == "concat" || ELEMENTWISE.contains(&name) => self.common(operation, out),
             _ => None,
@@ -145,7 +146,7 @@ impl Search<'_> {
         let (tokens, mut shape) = (self.of(x)?, self.shape(x));
         let (axis, inner) = axis_of(tokens, &shape)?;
         let rank = shape.len() as i64;
-        for reduced in self.integers(operation, "axes")? {
+        for reduced in self.specialized.ints(operation, "axes")? {
             shape[usize::try_from(reduced.rem_euclid(rank)).ok()?] = 1;
         }
         (shape[axis] >= tokens.count).then(|| Tokens { stride: inner * suffix(&shape, axis), ..tokens })
@@ -159,7 +160,7 @@ impl Search<'_> {
         }
         let (axis, inner) = axis_of(tokens, &shape)?;
         let rank = shape.len() as i64;
-        let perm = self.integers(operation, "perm")?;
+        let perm = self.specialized.ints(operation, "perm")?;
         let axis = perm.iter().position(|&from| from.rem_euclid(rank) == axis as i64)?;
         Some(Tokens { stride: inner * suffix(&self.shape(out), axis), ..tokens })
     }
@@ -172,7 +173,7 @@ impl Search<'_> {
     }
 
     fn is_of_rows(&self, operation: &Operation) -> bool {
-        let zero = |param: &str| operation.arg(param).is_none() || self.number(operation, param) == Some(0);
+        let zero = |param: &str| operation.arg(param).is_none() || self.integer(operation, param) == Some(0);
         let constant = operation.var("x").is_some_and(|x| self.origin(x) == Origin::Elsewhere);
         constant && zero("axis") && zero("batch_dims")
     }
@@ -181,8 +182,8 @@ impl Search<'_> {
     fn sliced(&self, operation: &Operation, out: Var) -> Option<Tokens> {
         let x = operation.var("x")?;
         let (tokens, shape, result) = (self.of(x)?, self.shape(x), self.shape(out));
-        let forward =
-            operation.arg("stride").is_none() || self.integers(operation, "stride")?.iter().all(|&step| step == 1);
+        let forward = operation.arg("stride").is_none()
+            || self.specialized.ints(operation, "stride")?.iter().all(|&step| step == 1);
         if !forward || shape.len() != result.len() {
             return None;
         }
@@ -190,32 +191,15 @@ impl Search<'_> {
         if result[axis] != 1 || inner != 1 || shape[axis] != tokens.count || tokens.count == 1 {
             return self.carried(x, out);
         }
-        let masked = operation.arg("begin_mask").is_some() && {
-            let mask = self.known(operation, "begin_mask")?.to_bools().ok()?;
-            *mask.get(axis)?
-        };
-        let begin = if masked { 0 } else { *self.integers(operation, "begin")?.get(axis)? };
+        let masked =
+            operation.arg("begin_mask").is_some() && *self.specialized.bools(operation, "begin_mask")?.get(axis)?;
+        let begin = if masked { 0 } else { *self.specialized.ints(operation, "begin")?.get(axis)? };
         let begin = if begin < 0 { begin + tokens.count as i64 } else { begin };
         Some(Tokens { first: tokens.first + usize::try_from(begin).ok()?, count: 1, stride: 1 })
     }
 
-    /// An integer, or a truth value as 0 or 1.
-    fn number(&self, operation: &Operation, param: &str) -> Option<i64> {
-        let tensor = self.known(operation, param)?;
-        let numbers = tensor.to_i64().ok().or_else(|| Some(vec![i64::from(*tensor.to_bools().ok()?.first()?)]))?;
-        numbers.first().copied()
-    }
-
-    fn integers(&self, operation: &Operation, param: &str) -> Option<Vec<i64>> {
-        self.known(operation, param)?.to_i64().ok()
-    }
-
-    fn known(&self, operation: &Operation, param: &str) -> Option<Tensor> {
-        let value: &Value = match operation.arg(param)? {
-            Arg::Value(value) => value,
-            Arg::Var(var) => self.specialized.constants[var.0 as usize].as_ref()?,
-        };
-        value.tensor().ok()
+    fn integer(&self, operation: &Operation, param: &str) -> Option<i64> {
+        self.specialized.ints(operation, param)?.first().copied()
     }
 }
 
