@@ -78,7 +78,7 @@ pub(crate) struct Product<'a> {
 }
 
 thread_local! {
-    static SUMS: Scratch = const { Scratch::new(Vec::new()) };
+    static TASK: Scratch = const { Scratch::new(Vec::new()) };
 }
 
 /// Computes the columns `rows`, at most [`TASK_ROWS`], of the product.
@@ -86,8 +86,9 @@ thread_local! {
 /// # Safety
 /// The machine has what [`Method::of`] was asked for; no other thread writes the same columns.
 pub(crate) unsafe fn multiply_rows(product: &Product, rows: Range<usize>) {
-    with_scratch(&SUMS, TASK_ROWS * product.x.padded_m, |sums| {
-        let mut task = Task { product, rows, sums };
+    with_scratch(&TASK, Unpacked::LEN + TASK_ROWS * product.x.padded_m, |memory| {
+        let (unpacked, sums) = memory.split_at_mut(Unpacked::LEN);
+        let mut task = Task { product, rows, unpacked: Unpacked::new(unpacked), sums };
         // SAFETY: as the caller vouches.
         unsafe {
             match product.x.method {
@@ -131,10 +132,12 @@ unsafe fn vnni_bytes(task: &mut Task) {
     unsafe { task.run::<VnniBytes, 12>() }
 }
 
-/// Some rows of a weight, with the sums `[rows, padded_m]` of their products.
+/// Some rows of a weight.
 struct Task<'a> {
     product: &'a Product<'a>,
     rows: Range<usize>,
+    unpacked: Unpacked<'a>,
+    /// Of their products, `[rows, padded_m]`.
     sums: &'a mut [f32],
 }
 
@@ -148,31 +151,25 @@ impl Task<'_> {
         for (sums, row) in self.sums.chunks_exact_mut(x.padded_m).zip(self.rows.clone()) {
             sums.fill(bias.map_or(0.0, |bias| bias[row]));
         }
-        Unpacked::with(
-            #[inline(always)]
-            |unpacked| {
-                for first in (0..x.k).step_by(DEPTH) {
-                    let columns = first..x.k.min(first + DEPTH);
-                    unsafe { unpacked.fill::<P>(weight, self.rows.clone(), columns.clone()) };
-                    let (first, depth) = (columns.start, columns.len());
-                    let block = P::Integer::BLOCK;
-                    unsafe { self.multiply::<P, TILE>(unpacked, first / block..(first + depth).div_ceil(block)) };
-                }
-            },
-        );
+        for first in (0..x.k).step_by(DEPTH) {
+            let columns = first..x.k.min(first + DEPTH);
+            unsafe { self.unpacked.fill::<P>(weight, self.rows.clone(), columns.clone()) };
+            let block = P::Integer::BLOCK;
+            unsafe { self.multiply::<P, TILE>(columns.start / block..columns.end.div_ceil(block)) };
+        }
         unsafe { self.store::<P::Floats>() };
     }
 
     /// Adds the products of some blocks.
     #[inline(always)]
-    unsafe fn multiply<P: Lanes, const TILE: usize>(&mut self, unpacked: &Unpacked, blocks: Range<usize>) {
+    unsafe fn multiply<P: Lanes, const TILE: usize>(&mut self, blocks: Range<usize>) {
         let x = self.product.x;
         let mut first = 0;
         while first < x.padded_m {
             let (_, width) = panel_of(first, x.padded_m, 2 * P::Floats::LANES);
             for row in (0..self.rows.len()).step_by(TILE) {
                 // A tile may go beyond the rows: what it finds and leaves there nobody reads.
-                let tile = Tile { unpacked, row, x, first, width, blocks: blocks.clone() };
+                let tile = Tile { unpacked: &self.unpacked, row, x, first, width, blocks: blocks.clone() };
                 let sums = &mut self.sums[row * x.padded_m..(row + TILE) * x.padded_m];
                 unsafe {
                     match width == P::Floats::LANES {
@@ -217,7 +214,7 @@ impl Task<'_> {
 
 /// The innermost product: rows of a weight from `row`, with a panel of activations.
 struct Tile<'a> {
-    unpacked: &'a Unpacked,
+    unpacked: &'a Unpacked<'a>,
     row: usize,
     x: &'a Panels,
     /// The first row of the panel.

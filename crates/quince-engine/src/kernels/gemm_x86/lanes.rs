@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::super::simd::{Avx2, Avx512, Simd};
-use super::super::weights::{Affine, CodeType};
+use super::super::weights::Affine;
 
 /// The integers of a product.
 pub(super) trait Integer {
@@ -19,7 +19,7 @@ pub(super) trait Integer {
     const TABLE_PART: i16;
     /// A lane of activations.
     fn activations(terms: &[i16]) -> u32;
-    /// Whether codes less their offset are such integers, halved or not.
+    /// Whether codes less their offset are such integers. Bytes that are no words first are not asked about.
     fn holds(affine: &Affine) -> bool;
     /// What is added to activations, so that they have no sign.
     const SHIFT: i32 = 0;
@@ -78,7 +78,7 @@ macro_rules! bytes {
             }
 
             fn holds(affine: &Affine) -> bool {
-                affine.codes.nbits() == 4 || (affine.codes == CodeType::Int8 && affine.offset.is_none())
+                affine.codes.nbits() == 4
             }
 
             #[inline(always)]

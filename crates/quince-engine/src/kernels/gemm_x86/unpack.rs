@@ -1,7 +1,6 @@
-//! Rows of a weight as integers, in the order in which a tile meets them.
+//! Rows of a weight as integers, row after row.
 
 use std::arch::x86_64::*;
-use std::cell::Cell;
 use std::marker::PhantomData;
 use std::ops::Range;
 
@@ -17,36 +16,28 @@ use super::{DEPTH, SCALES, TASK_ROWS, UNIT};
 pub(super) const STRIDE: usize = DEPTH / 2 + 16;
 
 /// Rows of a weight as integers.
-pub(super) struct Unpacked {
+pub(super) struct Unpacked<'a> {
     /// `[TASK_ROWS, STRIDE]`, lanes with groups of terms.
-    lanes: [u32; TASK_ROWS * STRIDE],
+    lanes: &'a mut [u32],
     /// `[TASK_ROWS, SCALES]`.
-    pub(super) scales: [f32; TASK_ROWS * SCALES],
+    pub(super) scales: &'a mut [f32],
     /// What the sums of blocks begin with: `[TASK_ROWS, SCALES]`.
-    pub(super) starts: [i32; TASK_ROWS * SCALES],
+    pub(super) starts: &'a mut [i32],
 }
 
 // SAFETY of the functions below: the caller vouches for the instructions of `L` or `S`, which include AVX2; what else
 // they need is said where they access memory.
 
-thread_local! {
-    static ROWS: Cell<Option<Box<Unpacked>>> = const { Cell::new(None) };
-}
+impl<'a> Unpacked<'a> {
+    /// Numbers of 32 bits that it takes.
+    pub(super) const LEN: usize = TASK_ROWS * (STRIDE + 2 * SCALES);
 
-impl Unpacked {
-    /// Calls `f` with what an earlier call left.
+    /// In memory of [`Unpacked::LEN`] numbers, with what an earlier one left there.
     #[inline(always)]
-    pub(super) fn with<R>(f: impl FnOnce(&mut Unpacked) -> R) -> R {
-        let mut rows = ROWS.take().unwrap_or_else(|| {
-            Box::new(Unpacked {
-                lanes: [0; TASK_ROWS * STRIDE],
-                scales: [0.0; TASK_ROWS * SCALES],
-                starts: [0; TASK_ROWS * SCALES],
-            })
-        });
-        let result = f(&mut rows);
-        ROWS.set(Some(rows));
-        result
+    pub(super) fn new(memory: &'a mut [f32]) -> Unpacked<'a> {
+        let (scales, rest) = memory.split_at_mut(TASK_ROWS * SCALES);
+        let (starts, lanes) = rest.split_at_mut(TASK_ROWS * SCALES);
+        Unpacked { lanes: bytemuck::cast_slice_mut(lanes), scales, starts: bytemuck::cast_slice_mut(starts) }
     }
 
     /// The lanes from those of a row, each row [`STRIDE`] behind the one before.
@@ -62,8 +53,7 @@ impl Unpacked {
             prefetch_row(weight, row + ROWS_AHEAD, &columns);
             let blocks = i * SCALES..(i + 1) * SCALES;
             let scales = &mut self.scales[blocks.clone()];
-            let lanes: &mut [u32; DEPTH / 2] =
-                (&mut self.lanes[i * STRIDE..][..DEPTH / 2]).try_into().unwrap_or_else(|_| unreachable!());
+            let Some(lanes) = self.lanes[i * STRIDE..].first_chunk_mut::<{ DEPTH / 2 }>() else { return };
             if let Some(affine) = bytes_of::<L::Integer>(weight) {
                 let (place, out) = ((row, weight.cols()), bytemuck::cast_mut(lanes));
                 unsafe { bytes_row::<L::Integer>(affine, place, &columns, out, scales, &mut self.starts[blocks]) };
@@ -266,10 +256,6 @@ unsafe fn affine_row<S: Simd, I: Integer>(
             CodeType::Int8 => codes.for_each(|(value, &code)| *value = i16::from(code as i8) - offset),
             CodeType::Int4 => codes.for_each(|(value, &code)| *value = i16::from((code ^ 8) as i8) - 8 - offset),
             CodeType::Uint8 | CodeType::Uint4 => codes.for_each(|(value, &code)| *value = i16::from(code) - offset),
-        }
-        if I::HALVES_CODES && affine.codes.nbits() == 8 {
-            *scale *= 2.0;
-            values.iter_mut().for_each(|value| *value = (*value + 1) >> 1);
         }
     }
 }
