@@ -254,10 +254,9 @@ impl Engine {
                 Error::new(format!("the state given has no `{}`", info.name)).hint("make one with `new_state`")
             })?);
         }
-        let buffers = self.plans.take(plan)?;
+        let (buffers, tensors) = (self.plans.take(plan)?, vec![None; plan.vars]);
         let watcher = Watcher { observer, marks: plan.marks.clone() };
-        let values = vec![None; plan.vars];
-        let mut memory = Memory { buffers, tensors: values, states, kernels: &self.kernels, tokens, watcher };
+        let mut memory = Memory { buffers, tensors, states, kernels: &self.kernels, tokens, watcher };
         let result = self.steps(plan, inputs, &mut memory);
         self.plans.give_back(memory.buffers);
         result

@@ -78,6 +78,13 @@ impl Memory<'_> {
     }
 }
 
+/// The first `len` results, which matter; those after them, of padding, become 0.
+pub(crate) fn without_padding(results: &mut [f32], len: usize) -> &mut [f32] {
+    let (results, padding) = results.split_at_mut(len);
+    padding.fill(0.0);
+    results
+}
+
 /// A state: a tensor that outlives the call.
 #[derive(Clone, Debug)]
 pub struct StateTensor {

@@ -7,6 +7,7 @@
 
 use super::Fused;
 use crate::kernels::{self, Linear, PackedWeight};
+use crate::memory::without_padding;
 use crate::planner::Planner;
 use crate::steps::batches;
 use quince_mil::{Operation, Result, Var, bail};
@@ -74,11 +75,7 @@ impl Matrices {
                     let weights = parts[done..done + same.len()].iter();
                     let mut products: Vec<Linear> = weights
                         .zip(results.by_ref())
-                        .map(|(weight, y)| {
-                            let (y, padding) = y.split_at_mut(rows * weight.rows());
-                            padding.fill(0.0);
-                            Linear { weight, bias: None, y }
-                        })
+                        .map(|(weight, y)| Linear { weight, bias: None, y: without_padding(y, rows * weight.rows()) })
                         .collect();
                     let x = &x[same[0].0 * source..][..rows * columns];
                     kernels::linear_many(m.kernels, accuracy, x, &mut products);

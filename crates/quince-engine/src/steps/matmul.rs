@@ -1,7 +1,7 @@
 //! Products: with packed weights, and of two computed matrices.
 
 use crate::kernels::{self, PackedWeight, Rhs};
-use crate::memory::Operand;
+use crate::memory::{Operand, without_padding};
 use crate::planner::{Place, Planner};
 use crate::strided::{View, broadcast, row_major};
 use quince_mil::{Operation, Result, Var};
@@ -54,7 +54,9 @@ impl Factor {
 }
 
 fn products(planner: &mut Planner, operation: &Operation, x: Var, factors: Vec<(Factor, Var)>) -> Result<bool> {
-    let rows = planner.shape(x)?.iter().rev().skip(1).product();
+    let shape = planner.shape(x)?;
+    let Some((&cols, outer)) = shape.split_last() else { return Ok(false) };
+    let rows = outer.iter().product();
     let (accuracy, first) = (planner.accuracy(x), planner.token_of_first_row(x, rows)?);
     let x = planner.operand(x)?;
     let mut outputs = Vec::with_capacity(factors.len());
@@ -64,17 +66,13 @@ fn products(planner: &mut Planner, operation: &Operation, x: Var, factors: Vec<(
     planner.push("linear", &operation.name, move |memory| {
         let mut buffers: Vec<Vec<f32>> = outputs.iter().map(|(id, _)| memory.take(*id)).collect();
         let mut products = Vec::with_capacity(factors.len());
-        let x = memory.get(&x);
-        let mut used = x;
+        let rows = memory.rows_of(first, rows);
         for ((buffer, (_, len)), (factor, _)) in buffers.iter_mut().zip(&outputs).zip(&factors) {
             let (weight, bias) = (&factor.weight, factor.bias.as_ref().map(|bias| memory.get(bias)));
-            let rows = memory.rows_of(first, rows);
-            let (y, padding) = buffer[..*len].split_at_mut(rows * weight.rows());
-            padding.fill(0.0);
-            used = &x[..rows * weight.cols()];
+            let y = without_padding(&mut buffer[..*len], rows * weight.rows());
             products.push(kernels::Linear { weight, bias, y });
         }
-        kernels::linear_many(memory.kernels, accuracy, used, &mut products);
+        kernels::linear_many(memory.kernels, accuracy, &memory.get(&x)[..rows * cols], &mut products);
         for ((id, _), buffer) in outputs.iter().zip(buffers) {
             memory.put(*id, buffer);
         }
@@ -194,8 +192,7 @@ fn weighted(planner: &mut Planner, operation: &Operation, x: Var, weight: Packed
         memory.write(id, len, |m, y| {
             let x = m.get(&x);
             let rows = m.rows_of(first, rows);
-            let (y, padding) = y.split_at_mut(rows * weight.rows());
-            padding.fill(0.0);
+            let y = without_padding(y, rows * weight.rows());
             kernels::linear(m.kernels, accuracy, &x[..rows * weight.cols()], &weight, None, y);
             Ok(())
         })

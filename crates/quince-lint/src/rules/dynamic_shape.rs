@@ -12,7 +12,7 @@ pub(super) static RULE: Rule = Rule {
     what: "inputs with ranges of sizes, or values whose size depends on other values",
     why: "the Neural Engine compiles for fixed sizes: a function with a range runs on CPU or GPU, and is compiled anew for \
           each size there",
-    fix: "make a function for each length that is used (--context 512,1024), or list the shapes (--shapes enumerated)",
+    fix: "make a function for each length that is used (--context 512,1024; --shapes lengths for `encode`)",
     source: "apple/coreai-models neural_engine_rules.md; apple/coremltools#2730 and #2370",
     check: Check::Function(check),
 };
