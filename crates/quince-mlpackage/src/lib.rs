@@ -25,3 +25,6 @@ pub use error::{Error, Result};
 pub use package::{Package, Written};
 pub use proto::model::Metadata;
 pub use staged::Staged;
+
+/// What a package that is a part of a model says of itself in its metadata: `part 2 of 4`.
+pub const PART_KEY: &str = "quince.part";

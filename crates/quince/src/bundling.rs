@@ -9,6 +9,7 @@ use crate::output;
 use crate::stored;
 use crate::units;
 use parts::Packages;
+pub use parts::embedding_part;
 use quince_checkpoint::{Checkpoint, sha256};
 use quince_mlpackage::{Package, Written};
 use quince_runtime::{
@@ -116,7 +117,7 @@ pub fn write_package(package: &Package, destination: &Path, console: &Console) -
 }
 
 /// Writes all files of a bundle into a directory that is there; the package in parts, if it is larger than the draft
-/// allows. The manifest is written last and again by [`write_manifest`] when files are added.
+/// allows or the Neural Engine cannot index its embedding. The manifest is written last and again by [`write_manifest`] when files are added.
 ///
 /// # Errors
 /// When the package cannot be written, or the system refuses.

@@ -67,13 +67,13 @@ impl EmbeddingPart {
 pub type Measure<'a> = dyn FnMut(&Program) -> Result<u64> + 'a;
 
 /// Splits a program into parts of at most `limit` bytes by `measure`, as few as that makes possible from the first to the
-/// last. One that is small enough comes back whole.
+/// last. One that is small enough comes back whole, unless its embedding is to be apart.
 ///
 /// # Errors
 /// When a section alone is larger than the limit: the error says which, and how small the limit may be. When the program
 /// has no layers that could be told by the names of its operations.
 pub fn split(program: &Program, limit: u64, embedding: EmbeddingPart, measure: &mut Measure) -> Result<Vec<Part>> {
-    if measure(program)? <= limit {
+    if embedding == EmbeddingPart::WithLayers && measure(program)? <= limit {
         return Ok(vec![Part { program: program.clone(), holds: "everything".to_owned() }]);
     }
     let sections = Sections::of(program)?;

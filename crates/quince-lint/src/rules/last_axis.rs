@@ -4,6 +4,7 @@ use crate::rule::{Check, Sink};
 use crate::view::{View, elements, is_index};
 use crate::{Rule, Scope, Severity};
 use quince_mil::{Dim, TensorType};
+use quince_mlpackage::PART_KEY;
 
 pub(super) static RULE: Rule = Rule {
     id: "last-axis",
@@ -35,10 +36,19 @@ fn check(view: &View, sink: &mut Sink) {
     }
 }
 
-/// Whether the function is for one token: its channels then have nothing to lie beside, and their padding is small.
+/// Whether the function takes one token, by its number, or as a part of a model by its channels [1, C, 1, 1]: they then have
+/// nothing to lie beside, and their padding is small.
 fn takes_one_token(view: &View) -> bool {
-    let index = |var| view.function.ty(var).as_tensor().is_some_and(|ty| is_index(ty) && elements(ty) == Some(1));
-    view.function.inputs.iter().any(|input| index(input.var))
+    let is_part = view.package.metadata.user_defined.contains_key(PART_KEY);
+    view.function.inputs.iter().filter_map(|input| view.function.ty(input.var).as_tensor()).any(|ty| {
+        let number = is_index(ty) && elements(ty) == Some(1);
+        number || (is_part && is_channels(ty))
+    })
+}
+
+/// Whether a value is the channels of one token.
+fn is_channels(ty: &TensorType) -> bool {
+    matches!(ty.shape[..], [Dim::Fixed(1), Dim::Fixed(_), Dim::Fixed(1), Dim::Fixed(1)]) && !is_index(ty)
 }
 
 /// Whether all elements lie along one axis.

@@ -22,8 +22,8 @@ use sha2::{Digest, Sha256};
 use super::{FileEntry, FunctionShape, Manifest};
 use crate::chain::{join, part_place};
 
-/// What a package says of itself that is a part: `part 2 of 4`.
-pub const PART_KEY: &str = "quince.part";
+pub use quince_mlpackage::PART_KEY;
+
 /// What all parts of a chain say, and no other package: a digest of what they were made of.
 pub const CHAIN_KEY: &str = "quince.chain";
 

@@ -24,12 +24,17 @@ pub struct Packages {
 }
 
 impl Packages {
-    /// Splits a package if it is larger than its draft allows.
+    /// Splits a package if it is larger than its draft allows, or if the Neural Engine cannot index its embedding.
     ///
     /// # Errors
     /// When it cannot be split so small.
     pub fn of(package: &Package, draft: &Draft) -> Result<Packages> {
-        let Some(limit) = draft.most_bytes else { return Ok(Packages::whole(package)) };
+        let embedding = embedding_part(package);
+        let limit = match (draft.most_bytes, embedding) {
+            (Some(limit), _) => limit,
+            (None, EmbeddingPart::Apart) => u64::MAX,
+            (None, EmbeddingPart::WithLayers) => return Ok(Packages::whole(package)),
+        };
         let id = chain_id(package, draft);
         // Numbers of as many digits as there can be.
         let mut measure = |program: &quince_mil::Program| {
@@ -38,10 +43,6 @@ impl Packages {
             part.measure()
         };
         let place = |e: Error| e.at(format!("--max-part-size {}", units::bytes(limit)));
-        let embedding = match Units::of(&package.metadata) {
-            Some(Units::CpuAndNeuralEngine) => EmbeddingPart::for_neural_engine(&package.program),
-            _ => EmbeddingPart::WithLayers,
-        };
         let parts = split(&package.program, limit, embedding, &mut measure).map_err(place)?;
         if parts.len() == 1 {
             return Ok(Packages::whole(package));
@@ -102,6 +103,14 @@ impl Packages {
             total.blobs += written.blobs;
         }
         Ok(total)
+    }
+}
+
+/// Where the embedding of a package goes, by the processors it is written for.
+pub fn embedding_part(package: &Package) -> EmbeddingPart {
+    match Units::of(&package.metadata) {
+        Some(Units::CpuAndNeuralEngine) => EmbeddingPart::for_neural_engine(&package.program),
+        _ => EmbeddingPart::WithLayers,
     }
 }
 

@@ -27,6 +27,7 @@ use clap::ValueEnum;
 use clap::builder::RangedU64ValueParser;
 use quince_checkpoint::Checkpoint;
 use quince_convert::lower::{FunctionKind, KvCache, LogitsOf, Precision, Target};
+use quince_convert::parts::EmbeddingPart;
 use quince_convert::{Adapters, Converted, FunctionName, Options, ShapesKind, convert_with};
 use quince_lint::COMPUTE_UNITS_KEY;
 use quince_mil::Program;
@@ -136,7 +137,8 @@ pub struct Args {
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..=4096))]
     lm_head_parts: Option<usize>,
     /// Split the model at layers into packages of at most SIZE each, which the bundle lists in order: above about 950MB an
-    /// iPhone falls back to the GPU or ends the app. An embedding that the Neural Engine cannot index is a part for the CPU
+    /// iPhone falls back to the GPU or ends the app. With --compute-units cpuAndNeuralEngine an embedding of more than 65535
+    /// rows, which the Neural Engine cannot index, is a part for the CPU whatever the size
     #[arg(long, value_name = "SIZE", value_parser = compression::size)]
     max_part_size: Option<u64>,
     /// The oldest system that is to run the package
@@ -264,6 +266,11 @@ pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
     let (compression, recipe) =
         compress(args, asked, (&checkpoint, &adapters, &converted), &mut package, &mut warnings, console)?;
     converted.program = package.program.clone();
+    if is_package(&args.output) && bundling::embedding_part(&package) == EmbeddingPart::Apart {
+        let message = "the Neural Engine cannot index the embedding, of more than 65535 rows: name an output without \
+                       .mlpackage, a bundle, and it becomes a part that the CPU runs";
+        warnings.push(message.to_string());
+    }
     warnings.iter().for_each(|warning| console.note(&format!("warning: {warning}")));
     let mut report = Report::new(&args.output, &checkpoint, &converted, compression, warnings);
     report.kept(kept);

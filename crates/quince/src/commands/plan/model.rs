@@ -75,9 +75,9 @@ impl Form {
                 form.parameters += (weight.parameters() as f64 * share) as u64;
             }
         }
-        if form.bytes > PART_BYTES {
+        let embedding = EmbeddingPart::for_neural_engine(program);
+        if form.bytes > PART_BYTES || embedding == EmbeddingPart::Apart {
             // As a conversion cuts it; what cannot be cut so small is counted as if it could.
-            let embedding = EmbeddingPart::for_neural_engine(program);
             let parts = split(program, PART_BYTES, embedding, &mut |part| Package::new(part.clone()).measure());
             form.parts = parts.map_or(form.bytes.div_ceil(PART_BYTES), |parts| parts.len() as u64);
         }
