@@ -1,7 +1,7 @@
 //! `cache-shift`: caches that are shifted by a slot for each token.
 
 use crate::rule::{Check, Sink};
-use crate::view::View;
+use crate::view::{View, elements};
 use crate::{Rule, Scope, Severity};
 use quince_mil::{Arg, Operation, Var};
 
@@ -9,12 +9,16 @@ pub(super) static RULE: Rule = Rule {
     id: "cache-shift",
     severity: Severity::Error,
     scope: Scope::NeuralEngine,
-    what: "a cache that is written as concat(all but its first slots, the new ones), as sliding windows often are",
+    what: "a cache that is written as concat(all but its first slots, the new ones), or as the last slots of \
+           concat(the cache, the new ones), as sliding windows often are",
     why: "the compiler of the Neural Engine refuses it, and elsewhere the whole window is copied for every token",
     fix: "rotate: write slot position % window and mask by age; quince writes sliding-window layers so",
     source: "apple/coreai-models neural_engine_rules.md; Anemll (fails to compile)",
     check: Check::Function(check),
 };
+
+/// What moves elements, and keeps all.
+const BETWEEN: &[&str] = &["reshape", "expand_dims", "squeeze", "identity", "cast", "transpose"];
 
 fn check(view: &View, sink: &mut Sink) {
     for operation in view.named("concat") {
@@ -23,32 +27,70 @@ fn check(view: &View, sink: &mut Sink) {
             Arg::Value(_) => None,
         }).collect();
         let Some((first, _)) = parts.split_first().filter(|(_, rest)| !rest.is_empty()) else { continue };
-        if is_rest_of_cache(view, *first) && is_kept(view, operation) {
+        let shifted = is_rest_of_cache(view, *first) && is_kept(view, &operation.outputs);
+        if shifted || is_cache(view, *first) && keeps_its_end(view, operation, *first) {
             let detail = view.result(operation).map_or_else(String::new, ToString::to_string);
             sink.operation(view, operation, "a cache that is shifted by concat", detail);
         }
     }
 }
 
-/// A slice of a state or of an input that leaves out its beginning.
+/// A slice of a cache that leaves out its beginning.
 fn is_rest_of_cache(view: &View, var: Var) -> bool {
-    let between = ["reshape", "expand_dims", "squeeze", "identity", "cast", "transpose"];
-    let Some(slice) = view.producer(view.back(var, &between)) else { return false };
-    let skips = match slice.op_name() {
-        "slice_by_index" => view.integers(slice, "begin").is_none_or(|begin| begin.iter().any(|n| *n != 0)),
-        "slice_by_size" => view.integers(slice, "begin").is_none_or(|begin| begin.iter().any(|n| *n != 0)),
-        "split" => slice.outputs.first() != Some(&var),
-        _ => false,
+    let moved = view.back(var, BETWEEN);
+    let slice = view.producer(moved).filter(|op| leaves_out_beginning(view, op, moved));
+    slice.and_then(|slice| slice.var("x")).is_some_and(|x| is_cache(view, x))
+}
+
+/// Whether a value is a part of what an operation takes, without its first elements.
+fn leaves_out_beginning(view: &View, slice: &Operation, var: Var) -> bool {
+    let param = match slice.op_name() {
+        "slice_by_index" | "slice_by_size" => "begin",
+        "gather" | "gather_along_axis" => "indices",
+        "split" => return slice.outputs.first() != Some(&var),
+        _ => return false,
     };
-    let Some(x) = slice.var("x").filter(|_| skips) else { return false };
-    let origin = view.back(x, super::LAYOUT_OR_CAST);
+    match view.integers(slice, param) {
+        Some(places) if param == "indices" => places.len() > 1 && places[0] > 0 && places.is_sorted(),
+        Some(places) => places.iter().any(|n| *n != 0),
+        None => param == "begin",
+    }
+}
+
+/// A state, an input, or a part of one.
+fn is_cache(view: &View, var: Var) -> bool {
+    let origin = view.back(var, super::LAYOUT_OR_CAST);
     let is_input = view.function.inputs.iter().any(|input| input.var == origin);
     is_input || view.producer(origin).is_some_and(|op| op.op_name() == "read_state")
 }
 
-/// Whether the result becomes a state or an output.
-fn is_kept(view: &View, operation: &Operation) -> bool {
-    let mut open: Vec<Var> = operation.outputs.clone();
+/// Whether the end of the result, as long as its first part, is kept in place of that.
+fn keeps_its_end(view: &View, concat: &Operation, first: Var) -> bool {
+    let (mut open, mut seen) = (concat.outputs.clone(), 0);
+    while let Some(var) = open.pop().filter(|_| seen < 64) {
+        seen += 1;
+        for user in view.users(var) {
+            if BETWEEN.contains(&user.op_name()) {
+                open.extend(&user.outputs);
+            }
+            let elements = |var: Var| view.tensor(var).and_then(elements);
+            let ends: Vec<Var> = user
+                .outputs
+                .iter()
+                .copied()
+                .filter(|part| leaves_out_beginning(view, user, *part) && elements(*part) == elements(first))
+                .collect();
+            if !ends.is_empty() && is_kept(view, &ends) {
+                return true;
+            }
+        }
+    }
+    false
+}
+
+/// Whether one of the values becomes a state or an output.
+fn is_kept(view: &View, values: &[Var]) -> bool {
+    let mut open: Vec<Var> = values.to_vec();
     for _ in 0..64 {
         let Some(var) = open.pop() else { return false };
         if view.is_output(var) {

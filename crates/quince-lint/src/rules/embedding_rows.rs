@@ -19,7 +19,7 @@ pub(super) static RULE: Rule = Rule {
 const MOST: usize = 65535;
 
 fn check(view: &View, sink: &mut Sink) {
-    for operation in view.named("gather") {
+    for operation in view.named("gather").chain(view.named("gather_nd")).chain(view.named("gather_along_axis")) {
         let table = operation.arg("x").filter(|arg| view.is_constant(arg)).and_then(|arg| view.arg_type(arg));
         let Some(table) = table else { continue };
         let axis = view.number(operation, "axis").unwrap_or(0.0);

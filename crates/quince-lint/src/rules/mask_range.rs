@@ -2,6 +2,7 @@
 
 use crate::rule::{Check, Sink};
 use crate::view::View;
+use super::LAYOUT_OR_CAST;
 use crate::{Rule, Scope, Severity};
 use quince_mil::{DType, Operation, Value};
 
@@ -27,8 +28,29 @@ fn check(view: &View, sink: &mut Sink) {
         }
         if let Some(value) = lowest(view, operation).filter(|value| value.is_finite() && *value <= LEAST) {
             sink.operation(view, operation, format!("`{}` with a mask near the end of fp16", operation.op_name()), format!("{value}"));
+        } else if scales_zeros(view, operation) {
+            sink.operation(view, operation, "`mul` of a mask to the end of fp16", "");
         }
     }
+}
+
+/// Whether zeros and ones, less one or as they are, become numbers that scores cannot be added to: (mask - 1) · 65504.
+fn scales_zeros(view: &View, operation: &Operation) -> bool {
+    let far = |param: &str| view.number(operation, param).is_some_and(|n| n.is_finite() && n >= -LEAST);
+    let is_bound = |op: &&Operation| op.op_name() == "clip" || LAYOUT_OR_CAST.contains(&op.op_name());
+    let (mut open, mut seen) = (operation.outputs.clone(), 0);
+    if operation.op_name() != "mul" || !(far("x") || far("y")) {
+        return false;
+    }
+    while let Some(var) = open.pop().filter(|_| seen < 64) {
+        seen += 1;
+        let users = view.users(var);
+        if users.iter().any(|user| matches!(user.op_name(), "add" | "sub")) {
+            return true;
+        }
+        open.extend(users.iter().filter(|user| is_bound(user)).flat_map(|user| &user.outputs));
+    }
+    false
 }
 
 /// The lowest element of the constants among the arguments.

@@ -13,6 +13,7 @@ macro_rules! table {
 
 table! {
     opset: RULE;
+    unknown_operation: RULE;
     element_type: RULE;
     interface_type: RULE;
     state_type: RULE;

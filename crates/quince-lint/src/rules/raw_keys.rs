@@ -26,17 +26,36 @@ fn check(view: &View, sink: &mut Sink) {
     }
 }
 
-/// x·cos + rotate(x)·sin, where x was read from a state and rotate joins its halves the other way round.
-fn rotated<'a>(view: &View<'a>, var: Var) -> Option<&'a Operation> {
-    let sum = view.producer(view.back(var, super::LAYOUT_OR_CAST)).filter(|op| matches!(op.op_name(), "add" | "concat"))?;
+/// A sum of two products of what was read from a state, as x·cos + rotate(x)·sin is, or each half by itself, with nothing but
+/// joins after it.
+fn rotated<'a>(view: &View<'a>, keys: Var) -> Option<&'a Operation> {
+    let mut open = vec![keys];
+    for _ in 0..64 {
+        let operation = view.producer(view.back(open.pop()?, super::LAYOUT_OR_CAST));
+        let Some(operation) = operation else { continue };
+        match operation.op_name() {
+            "concat" | "stack" => open.extend(operation.used_vars()),
+            "add" | "sub" => {
+                let operands: Vec<Var> = operation.used_vars().collect();
+                if operands.len() == 2 && operands.iter().all(|var| is_product_of_cache(view, *var)) {
+                    return Some(operation);
+                }
+            }
+            _ => {}
+        }
+    }
+    None
+}
+
+/// Whether a value is what was read, with its elements in some order, times something.
+fn is_product_of_cache(view: &View, var: Var) -> bool {
     let is_read = |op: &Operation| op.op_name() == "read_state";
-    let plain = |op: &Operation| super::LAYOUT_OR_CAST.contains(&op.op_name()) || op.op_name() == "mul";
-    let crossed = |op: &Operation| plain(op) || matches!(op.op_name(), "concat" | "sub" | "add");
-    let of_cache = view.comes_from(sum.outputs.first().copied()?, &is_read, &crossed);
-    let products = sum.used_vars().filter_map(|var| view.producer(var)).filter(|op| op.op_name() == "mul");
-    let joined = |op: &Operation| {
-        let is_join = |op: &Operation| op.op_name() == "concat";
-        op.used_vars().any(|var| view.comes_from(var, &is_join, &plain) && view.comes_from(var, &is_read, &crossed))
+    let reorders = |op: &Operation| match op.op_name() {
+        "concat" | "stack" | "mul" | "sub" | "add" => true,
+        // With a constant, as the matrix of a rotation is.
+        "matmul" => op.arg("x").into_iter().chain(op.arg("y")).any(|arg| view.is_constant(arg)),
+        name => super::LAYOUT_OR_CAST.contains(&name),
     };
-    (of_cache && products.into_iter().any(joined)).then_some(sum)
+    let product = view.producer(view.back(var, super::LAYOUT_OR_CAST)).filter(|op| op.op_name() == "mul");
+    product.is_some_and(|op| op.used_vars().any(|var| view.comes_from(var, &is_read, &reorders)))
 }

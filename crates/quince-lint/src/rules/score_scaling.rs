@@ -3,7 +3,7 @@
 use crate::rule::{Check, Sink};
 use crate::view::{View, elements};
 use crate::{Rule, Scope, Severity};
-use quince_mil::{DType, Operation};
+use quince_mil::{DType, Operation, Var};
 
 pub(super) static RULE: Rule = Rule {
     id: "score-scaling",
@@ -24,12 +24,26 @@ fn check(view: &View, sink: &mut Sink) {
         if !half || !computed("x") || !computed("y") {
             continue;
         }
-        for user in product.outputs.first().map_or(&[][..], |var| view.users(*var)) {
+        for user in users_of_scores(view, product) {
             if scales_down(view, user) && reaches_softmax(view, user) {
                 sink.operation(view, user, "scores that are scaled after the product", "");
             }
         }
     }
+}
+
+/// What uses the scores, moved or with a mask or not.
+fn users_of_scores<'a>(view: &View<'a>, product: &Operation) -> Vec<&'a Operation> {
+    let (mut open, mut found): (Vec<Var>, Vec<&Operation>) = (product.outputs.clone(), Vec::new());
+    while let Some(var) = open.pop().filter(|_| found.len() < 64) {
+        for user in view.users(var) {
+            if user.op_name() == "add" || super::LAYOUT_OR_CAST.contains(&user.op_name()) {
+                open.extend(user.outputs.first());
+            }
+            found.push(user);
+        }
+    }
+    found
 }
 
 fn scales_down(view: &View, operation: &Operation) -> bool {

@@ -48,10 +48,21 @@ fn squared(view: &View, operation: &Operation) -> Option<Var> {
     }
 }
 
-/// Whether the result is summed by the next operation.
+/// Whether the result is summed next, as it is or moved.
 fn is_summed(view: &View, operation: &Operation) -> bool {
-    let users = operation.outputs.first().map_or(&[][..], |var| view.users(*var));
-    users.iter().any(|user| matches!(user.op_name(), "reduce_mean" | "reduce_sum" | "avg_pool" | "conv" | "matmul"))
+    let (mut open, mut seen) = (operation.outputs.clone(), 0);
+    while let Some(var) = open.pop().filter(|_| seen < 64) {
+        seen += 1;
+        for user in view.users(var) {
+            if matches!(user.op_name(), "reduce_mean" | "reduce_sum" | "avg_pool" | "conv" | "matmul") {
+                return true;
+            }
+            if super::LAYOUT.contains(&user.op_name()) {
+                open.extend(&user.outputs);
+            }
+        }
+    }
+    false
 }
 
 /// Whether the values are small whatever the model: divided by their maximum, clipped, scaled down, or what is bounded.

@@ -22,7 +22,13 @@ fn check(view: &View, sink: &mut Sink) {
     for input in &view.function.inputs {
         let quince_mil::ValueType::State(ty) = view.function.ty(input.var) else { continue };
         let Some(dims) = ty.dims() else { continue };
-        let wrong = dims.iter().rev().take(2).find(|size| !fills_rows(**size));
+        // Of [B, C, 1, S] these are the channels and the context.
+        let last = match dims[..] {
+            [_, channels, 1, context] => [context, channels],
+            [.., before, last] => [last, before],
+            _ => continue,
+        };
+        let wrong = last.into_iter().find(|size| !fills_rows(*size));
         if let Some(size) = wrong {
             sink.feature(view, input.var, "state", format!("an axis of {size}, no multiple of {MULTIPLE}"), ty.to_string());
         }

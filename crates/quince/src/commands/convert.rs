@@ -266,11 +266,7 @@ pub fn run(args: &Args, console: &Console) -> Result<ExitCode> {
     let (compression, recipe) =
         compress(args, asked, (&checkpoint, &adapters, &converted), &mut package, &mut warnings, console)?;
     converted.program = package.program.clone();
-    if is_package(&args.output) && bundling::embedding_part(&package) == EmbeddingPart::Apart {
-        let message = "the Neural Engine cannot index the embedding, of more than 65535 rows: name an output without \
-                       .mlpackage, a bundle, and it becomes a part that the CPU runs";
-        warnings.push(message.to_string());
-    }
+    warnings.extend(unindexed_embedding(args, &package));
     warnings.iter().for_each(|warning| console.note(&format!("warning: {warning}")));
     let mut report = Report::new(&args.output, &checkpoint, &converted, compression, warnings);
     report.kept(kept);
@@ -343,6 +339,14 @@ impl Args {
         }
         Ok(())
     }
+}
+
+/// A warning where a package has an embedding that in a bundle would be a part of its own.
+fn unindexed_embedding(args: &Args, package: &Package) -> Option<String> {
+    let apart = is_package(&args.output) && bundling::embedding_part(package) == EmbeddingPart::Apart;
+    let message = "the Neural Engine cannot index the embedding, of more than 65535 rows: name an output without .mlpackage, \
+                   a bundle, and it becomes a part that the CPU runs";
+    apart.then(|| message.to_string())
 }
 
 /// The conversion with weights that float16 holds the values of, and how that was found, if it is asked for.
