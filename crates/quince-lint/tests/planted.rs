@@ -7,7 +7,7 @@ use quince_mil::{
     Builder, DType, Dim, Flexibility, Function, Input, Opset, Program, Result, Tensor, TensorType, Value, ValueType,
     Var, Weight,
 };
-use quince_mlpackage::{PART_KEY, Package};
+use quince_mlpackage::Package;
 use support::{ENGINE, absent, conv, found, half, halves, one, only, op, package, reshape, rules, state, update};
 
 /// A layer as the Neural Engine wants it: norm by the maximum, 1×1 convolutions, a packed state, attention in its parts, a
@@ -183,13 +183,6 @@ fn what_the_neural_engine_does_badly() {
             reshape(b, x, &[1, 4096, 1, 1])
         }),
     );
-    let mut head = package(|b, _| {
-        let hidden = b.input("hidden_2", ValueType::tensor(DType::F16, &[1, 4096, 1, 1]), Flexibility::Fixed);
-        op(b, "silu", &[("x", hidden.into())])
-    });
-    found(&["last-axis"], &head);
-    head.metadata.user_defined.insert(PART_KEY.into(), "part 2 of 2".into());
-    found(&[], &head);
     only("narrow-axis", |b, x| {
         let y = op(b, "tile", &[("x", x.into()), ("reps", vec![1, 1, 64, 1].into())])?;
         reshape(b, y, &[1, 64, 1024, 4])
