@@ -3,7 +3,7 @@
 //! A description that was read is written again as it was, as long as it says what the program says; otherwise it is
 //! made anew from the program and keeps only its text, its optionality and its default value.
 
-use quince_mil::{Flexibility, Function, TensorType, ValueType};
+use quince_mil::{Flexibility, Function, TensorType, ValueType, Var};
 use quince_tensor::{DType, Result, bail};
 
 use crate::proto::feature::array_feature_type::{self as array, ShapeFlexibility};
@@ -173,6 +173,31 @@ fn agree(description: &FeatureDescription, ty: &ValueType, array: &ArrayFeatureT
     }
 }
 
+/// Inputs, outputs and states that the description says another element type of than the program, with that type; none where
+/// it is one that no array has.
+pub fn contradictions(function: &Function, read: &FunctionDescription) -> Vec<(Var, Option<DType>)> {
+    let inputs = function.inputs.iter().map(|input| (input.var, read.input.iter().chain(&read.state)));
+    let outputs = function.block.outputs.iter().map(|var| (*var, read.output.iter().chain(&[])));
+    let mut found = Vec::new();
+    for (var, mut features) in inputs.chain(outputs) {
+        let name = &function.vars[var.0 as usize].name;
+        let described = features.find(|feature| feature.name == *name).and_then(|feature| feature.r#type.as_ref());
+        let array = match described.and_then(|ty| ty.r#type.as_ref()) {
+            Some(feature_type::Type::MultiArray(array)) => array,
+            Some(feature_type::Type::State(StateFeatureType {
+                r#type: Some(state_feature_type::Type::Array(array)),
+            })) => array,
+            _ => continue,
+        };
+        let (ValueType::Tensor(ty) | ValueType::State(ty)) = function.ty(var) else { continue };
+        let dtype = ARRAY_TYPES.iter().find(|(code, _, _)| *code as i32 == array.data_type).map(|(_, dtype, _)| *dtype);
+        if dtype != Some(ty.dtype) {
+            found.push((var, dtype));
+        }
+    }
+    found
+}
+
 /// Whether the shapes that an input may have are those of its type.
 fn check_flexibility(ty: &ValueType, flexibility: &Flexibility) -> Result<()> {
     let Some(ty) = ty.as_tensor() else { return Ok(()) };
@@ -289,5 +314,19 @@ mod tests {
         assert_eq!(flexibility(changed.input.first()).unwrap(), Flexibility::Enumerated(vec![vec![1, 2]]));
         let message = format!("{changed:?}");
         assert!(message.contains("default_optional_value: Some(Int(7))"), "{message}");
+    }
+
+    #[test]
+    fn a_description_of_another_type_is_found() {
+        let f = function(Flexibility::Enumerated(vec![vec![1, 8]]));
+        assert_eq!(contradictions(&f, &FunctionDescription::default()), []);
+        let mut read = described(&f, &FunctionDescription::default());
+        assert_eq!(contradictions(&f, &read), []);
+        for (code, dtype) in [(ArrayDataType::Double as i32, Some(DType::F64)), (12345, None)] {
+            if let Some(feature_type::Type::MultiArray(a)) = read.input[0].r#type.as_mut().unwrap().r#type.as_mut() {
+                a.data_type = code;
+            }
+            assert_eq!(contradictions(&f, &read), [(f.inputs[0].var, dtype)]);
+        }
     }
 }

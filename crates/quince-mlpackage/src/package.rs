@@ -5,8 +5,8 @@ use std::fs;
 use std::path::Path;
 
 use prost::Message;
-use quince_mil::{Function, Program};
-use quince_tensor::{Result, Weight, bail};
+use quince_mil::{Function, Program, Var};
+use quince_tensor::{DType, Result, Weight, bail};
 use sha2::{Digest, Sha256};
 
 use crate::compiled;
@@ -91,6 +91,12 @@ impl Package {
     pub fn specification_version(&self) -> i32 {
         let opsets = self.program.functions.iter().map(|f| f.opset.specification_version());
         opsets.max().unwrap_or(0).max(self.origin.specification_version)
+    }
+
+    /// Inputs, outputs and states of a function that the description that was read says another element type of, with that
+    /// type; none where it is one that Core ML has no arrays of. Writing the package makes such descriptions anew.
+    pub fn contradictions(&self, function: &Function) -> Vec<(Var, Option<DType>)> {
+        interface::contradictions(function, &self.description_of(function))
     }
 
     /// Writes the package to `directory`, one weight at a time; `on_weight` is called before each is loaded and stops

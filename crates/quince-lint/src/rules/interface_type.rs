@@ -9,9 +9,11 @@ pub(super) static RULE: Rule = Rule {
     id: "interface-type",
     severity: Severity::Error,
     scope: Scope::Everywhere,
-    what: "an input or output that is neither fp32, fp16, int32 nor, from iOS 26 on, int8",
-    why: "MLMultiArray has no bool, uint8, int16 or int64, and fp16 only from iOS 16 on: the model does not load",
-    fix: "make the input or output int32 or fp16 and cast inside the program",
+    what: "an input or output that is neither fp32, fp16, int32 nor, from iOS 26 on, int8, or is described as another type than \
+           it has",
+    why: "MLMultiArray has no bool, uint8, int16 or int64, and fp16 only from iOS 16 on: the model does not load, nor does one \
+          whose description and program differ",
+    fix: "make the input or output int32 or fp16 and cast inside the program; a description is made anew when quince writes the package",
     source: "apple/coremltools mlmodel/format/FeatureTypes.proto, ArrayFeatureType; converters/mil/frontend/_utils",
     check: Check::Function(check),
 };
@@ -22,6 +24,10 @@ fn check(view: &View, sink: &mut Sink) {
     }
     for var in &view.function.block.outputs {
         one(view, *var, "output", sink);
+    }
+    for (var, described) in view.package.contradictions(view.function) {
+        let described = described.map_or_else(|| "of no type".to_string(), |dtype| format!("as {dtype}"));
+        sink.feature(view, var, "feature", format!("described {described}, of another type in the program"), view.function.ty(var).to_string());
     }
 }
 
