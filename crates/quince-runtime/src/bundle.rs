@@ -187,7 +187,7 @@ impl Bundle {
     pub fn open(path: impl AsRef<Path>) -> Result<Bundle> {
         let path = path.as_ref();
         if let Err(error) = std::fs::metadata(path) {
-            bail!("{}: cannot open the bundle: {error}", path.display(); hint: "`quince convert MODEL -o BUNDLE` makes one");
+            bail!("{}: cannot open the bundle: {error}", path.display(); hint: "check the path; `quince convert MODEL -o BUNDLE` makes a bundle");
         }
         if path.join(PACKAGE).is_dir() || has_manifest(path) && !is_package(path) {
             let manifest = Manifest::read(&path.join(MANIFEST))?;
