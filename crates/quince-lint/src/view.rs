@@ -77,11 +77,18 @@ impl<'a> View<'a> {
                 }
             }
             self.producers.extend(operation.outputs.iter().map(|var| (*var, operation)));
-            if is_constant(operation) {
+            if is_constant(operation) || self.folds(operation) {
                 self.constants.extend(&operation.outputs);
             }
             operation.blocks.iter().for_each(|block| self.block(block));
         }
+    }
+
+    /// Whether an operation is computed of constants alone, before the model runs.
+    fn folds(&self, operation: &Operation) -> bool {
+        let mut vars = operation.used_vars().peekable();
+        let draws = operation.op_name().starts_with("random_");
+        vars.peek().is_some() && operation.blocks.is_empty() && !draws && vars.all(|var| self.constants.contains(&var))
     }
 
     /// The operations that compute when the model runs: all but constants and what they are made of.
@@ -208,6 +215,22 @@ impl<'a> View<'a> {
             }
         }
         false
+    }
+
+    /// Every variable that some become through operations that `passes` says yes to, themselves included.
+    pub fn becomes(&self, vars: &[Var], passes: &dyn Fn(&Operation) -> bool) -> Vec<Var> {
+        let (mut found, mut seen, mut next) = (vars.to_vec(), vars.iter().copied().collect::<HashSet<Var>>(), 0);
+        while let Some(var) = found.get(next).copied().filter(|_| next < MAX_STEPS) {
+            let on = self.users(var).iter().filter(|user| passes(user)).flat_map(|user| &user.outputs);
+            found.extend(on.filter(|var| seen.insert(**var)));
+            next += 1;
+        }
+        found
+    }
+
+    /// The operations that use one of these variables.
+    pub fn users_of(&self, vars: &[Var]) -> impl Iterator<Item = &'a Operation> {
+        vars.iter().flat_map(|var| self.users(*var)).copied()
     }
 
     /// Every variable that a variable is computed from, itself included.

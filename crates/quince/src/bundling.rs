@@ -117,7 +117,8 @@ pub fn write_package(package: &Package, destination: &Path, console: &Console) -
 }
 
 /// Writes all files of a bundle into a directory that is there; the package in parts, if it is larger than the draft
-/// allows or the Neural Engine cannot index its embedding. The manifest is written last and again by [`write_manifest`] when files are added.
+/// allows or the Neural Engine cannot index its embedding. The manifest is written last and again by [`write_manifest`] when
+/// files are added.
 ///
 /// # Errors
 /// When the package cannot be written, or the system refuses.

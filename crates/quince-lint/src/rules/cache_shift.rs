@@ -66,43 +66,19 @@ fn is_cache(view: &View, var: Var) -> bool {
 
 /// Whether the end of the result, as long as its first part, is kept in place of that.
 fn keeps_its_end(view: &View, concat: &Operation, first: Var) -> bool {
-    let (mut open, mut seen) = (concat.outputs.clone(), 0);
-    while let Some(var) = open.pop().filter(|_| seen < 64) {
-        seen += 1;
-        for user in view.users(var) {
-            if BETWEEN.contains(&user.op_name()) {
-                open.extend(&user.outputs);
-            }
-            let elements = |var: Var| view.tensor(var).and_then(elements);
-            let ends: Vec<Var> = user
-                .outputs
-                .iter()
-                .copied()
-                .filter(|part| leaves_out_beginning(view, user, *part) && elements(*part) == elements(first))
-                .collect();
-            if !ends.is_empty() && is_kept(view, &ends) {
-                return true;
-            }
-        }
-    }
-    false
+    let size = |var: Var| view.tensor(var).and_then(elements);
+    let moved = view.becomes(&concat.outputs, &|op| BETWEEN.contains(&op.op_name()));
+    view.users_of(&moved).any(|user| {
+        let is_end = |part: &Var| leaves_out_beginning(view, user, *part) && size(*part) == size(first);
+        let ends: Vec<Var> = user.outputs.iter().copied().filter(is_end).collect();
+        is_kept(view, &ends)
+    })
 }
 
 /// Whether one of the values becomes a state or an output.
 fn is_kept(view: &View, values: &[Var]) -> bool {
-    let mut open: Vec<Var> = values.to_vec();
-    for _ in 0..64 {
-        let Some(var) = open.pop() else { return false };
-        if view.is_output(var) {
-            return true;
-        }
-        for user in view.users(var) {
-            match user.op_name() {
-                "write_state" | "slice_update" => return true,
-                name if super::LAYOUT_OR_CAST.contains(&name) || matches!(name, "concat" | "stack") => open.extend(&user.outputs),
-                _ => {}
-            }
-        }
-    }
-    false
+    let joins = |op: &Operation| matches!(op.op_name(), "concat" | "stack") || super::LAYOUT_OR_CAST.contains(&op.op_name());
+    let moved = view.becomes(values, &joins);
+    let is_written = |op: &Operation| matches!(op.op_name(), "write_state" | "slice_update");
+    moved.iter().any(|var| view.is_output(*var)) || view.users_of(&moved).any(is_written)
 }

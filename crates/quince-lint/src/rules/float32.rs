@@ -3,7 +3,7 @@
 use crate::rule::{Check, Sink};
 use crate::view::View;
 use crate::{Rule, Scope, Severity};
-use quince_mil::{Arg, DType, Operation, Var};
+use quince_mil::{DType, Operation};
 
 pub(super) static RULE: Rule = Rule {
     id: "float32",
@@ -33,12 +33,13 @@ fn check(view: &View, sink: &mut Sink) {
     }
 }
 
-/// Whether an input is scaled or moved on its way into the program, as coremltools does with pixels: one small pass.
+/// Whether an input is scaled and moved on its way into the program, as coremltools does with pixels: one small pass or two.
 fn scales_input(view: &View, operation: &Operation) -> bool {
-    let is_input = |var: Var| view.function.inputs.iter().any(|input| input.var == var);
-    let known = |var: &Var| view.is_constant(&Arg::Var(*var));
-    let simple = matches!(operation.op_name(), "mul" | "add" | "sub" | "real_div");
-    let from_input = operation.used_vars().all(|var| is_input(var) || known(&var));
-    let users = operation.outputs.first().map_or(&[][..], |var| view.users(*var));
-    simple && from_input && !users.is_empty() && users.iter().all(|user| user.op_name() == "cast")
+    let simple = |op: &Operation| {
+        let knows = |param| op.arg(param).is_some_and(|arg| view.is_constant(arg));
+        matches!(op.op_name(), "mul" | "add" | "sub" | "real_div") && (knows("x") || knows("y"))
+    };
+    let from_input = operation.outputs.iter().all(|var| !view.comes_from(*var, &|op| !simple(op), &|_| true));
+    let mut users = view.users_of(&operation.outputs).peekable();
+    from_input && users.peek().is_some() && users.all(|user| user.op_name() == "cast" || simple(user))
 }

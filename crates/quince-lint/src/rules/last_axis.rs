@@ -3,7 +3,7 @@
 use crate::rule::{Check, Sink};
 use crate::view::{View, elements, is_index};
 use crate::{Rule, Scope, Severity};
-use quince_mil::{Dim, Operation, TensorType};
+use quince_mil::{Arg, Dim, Operation, TensorType};
 use quince_mlpackage::PART_KEY;
 
 pub(super) static RULE: Rule = Rule {
@@ -43,7 +43,6 @@ const FEW: usize = 1 << 14;
 /// of an image or a text.
 fn is_at_fault(view: &View, operation: &Operation, ty: &TensorType) -> bool {
     let Some(var) = operation.outputs.first() else { return false };
-    let computed = || view.origins(*var).iter().any(|origin| view.producer(*origin).is_none());
     let pools = |op: &Operation| {
         let name = op.op_name();
         let reduces = matches!(name, "reduce_mean" | "reduce_sum" | "reduce_max" | "avg_pool" | "max_pool");
@@ -51,7 +50,7 @@ fn is_at_fault(view: &View, operation: &Operation, ty: &TensorType) -> bool {
         reduces && view.result(op).is_some_and(is_channels) && from.is_some_and(|ty| !is_single(ty))
     };
     let pooled = || is_channels(ty) && view.comes_from(*var, &pools, &|op| view.result(op).is_some_and(is_channels));
-    computed() && !pooled()
+    !view.is_constant(&Arg::Var(*var)) && !pooled()
 }
 
 /// Whether the function takes one token: by its number, or by its channels [1, C, 1, 1], as a part of a model or beside a cache

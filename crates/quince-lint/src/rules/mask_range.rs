@@ -37,20 +37,10 @@ fn check(view: &View, sink: &mut Sink) {
 /// Whether zeros and ones, less one or as they are, become numbers that scores cannot be added to: (mask - 1) · 65504.
 fn scales_zeros(view: &View, operation: &Operation) -> bool {
     let far = |param: &str| view.number(operation, param).is_some_and(|n| n.is_finite() && n >= -LEAST);
-    let is_bound = |op: &&Operation| op.op_name() == "clip" || LAYOUT_OR_CAST.contains(&op.op_name());
-    let (mut open, mut seen) = (operation.outputs.clone(), 0);
-    if operation.op_name() != "mul" || !(far("x") || far("y")) {
-        return false;
-    }
-    while let Some(var) = open.pop().filter(|_| seen < 64) {
-        seen += 1;
-        let users = view.users(var);
-        if users.iter().any(|user| matches!(user.op_name(), "add" | "sub")) {
-            return true;
-        }
-        open.extend(users.iter().filter(|user| is_bound(user)).flat_map(|user| &user.outputs));
-    }
-    false
+    let passes = |op: &Operation| op.op_name() == "clip" || LAYOUT_OR_CAST.contains(&op.op_name());
+    let is_sum = |user: &Operation| matches!(user.op_name(), "add" | "sub");
+    let scaled = operation.op_name() == "mul" && (far("x") || far("y"));
+    scaled && view.users_of(&view.becomes(&operation.outputs, &passes)).any(is_sum)
 }
 
 /// The lowest element of the constants among the arguments.

@@ -3,7 +3,7 @@
 use crate::rule::{Check, Sink};
 use crate::view::{View, elements};
 use crate::{Rule, Scope, Severity};
-use quince_mil::{DType, Operation, Var};
+use quince_mil::{DType, Operation};
 
 pub(super) static RULE: Rule = Rule {
     id: "score-scaling",
@@ -24,26 +24,13 @@ fn check(view: &View, sink: &mut Sink) {
         if !half || !computed("x") || !computed("y") {
             continue;
         }
-        for user in users_of_scores(view, product) {
-            if scales_down(view, user) && reaches_softmax(view, user) {
-                sink.operation(view, user, "scores that are scaled after the product", "");
-            }
+        // Moved, with a mask or without.
+        let passes = |op: &Operation| op.op_name() == "add" || super::LAYOUT_OR_CAST.contains(&op.op_name());
+        let scores = view.becomes(&product.outputs, &passes);
+        for user in view.users_of(&scores).filter(|user| scales_down(view, user) && reaches_softmax(view, user)) {
+            sink.operation(view, user, "scores that are scaled after the product", "");
         }
     }
-}
-
-/// What uses the scores, moved or with a mask or not.
-fn users_of_scores<'a>(view: &View<'a>, product: &Operation) -> Vec<&'a Operation> {
-    let (mut open, mut found): (Vec<Var>, Vec<&Operation>) = (product.outputs.clone(), Vec::new());
-    while let Some(var) = open.pop().filter(|_| found.len() < 64) {
-        for user in view.users(var) {
-            if user.op_name() == "add" || super::LAYOUT_OR_CAST.contains(&user.op_name()) {
-                open.extend(user.outputs.first());
-            }
-            found.push(user);
-        }
-    }
-    found
 }
 
 fn scales_down(view: &View, operation: &Operation) -> bool {
@@ -57,16 +44,7 @@ fn scales_down(view: &View, operation: &Operation) -> bool {
 
 /// Whether a softmax follows, with nothing but a mask between; a soft cap (tanh) scales after the product by its nature.
 fn reaches_softmax(view: &View, operation: &Operation) -> bool {
-    let mut open = operation.outputs.first().map_or(Vec::new(), |var| view.users(*var).to_vec());
-    for _ in 0..16 {
-        let Some(user) = open.pop() else { return false };
-        match user.op_name() {
-            "softmax" => return true,
-            "add" | "select" | "reshape" | "transpose" | "cast" | "maximum" => {
-                open.extend(user.outputs.first().map_or(&[][..], |var| view.users(*var)));
-            }
-            _ => {}
-        }
-    }
-    false
+    let passes =
+        |op: &Operation| matches!(op.op_name(), "add" | "select" | "reshape" | "transpose" | "cast" | "maximum");
+    view.users_of(&view.becomes(&operation.outputs, &passes)).any(|user| user.op_name() == "softmax")
 }

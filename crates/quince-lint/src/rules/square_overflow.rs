@@ -50,19 +50,9 @@ fn squared(view: &View, operation: &Operation) -> Option<Var> {
 
 /// Whether the result is summed next, as it is or moved.
 fn is_summed(view: &View, operation: &Operation) -> bool {
-    let (mut open, mut seen) = (operation.outputs.clone(), 0);
-    while let Some(var) = open.pop().filter(|_| seen < 64) {
-        seen += 1;
-        for user in view.users(var) {
-            if matches!(user.op_name(), "reduce_mean" | "reduce_sum" | "avg_pool" | "conv" | "matmul") {
-                return true;
-            }
-            if super::LAYOUT.contains(&user.op_name()) {
-                open.extend(&user.outputs);
-            }
-        }
-    }
-    false
+    let moved = view.becomes(&operation.outputs, &|op| super::LAYOUT.contains(&op.op_name()));
+    let sums = |user: &Operation| matches!(user.op_name(), "reduce_mean" | "reduce_sum" | "avg_pool" | "conv" | "matmul");
+    view.users_of(&moved).any(sums)
 }
 
 /// Whether the values are small whatever the model: divided by their maximum, clipped, scaled down, or what is bounded.
