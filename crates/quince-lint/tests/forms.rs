@@ -3,8 +3,8 @@
 
 mod support;
 
-use quince_mil::{Builder, DType, Flexibility, Function, OpKind, Opset, Result, Tensor, ValueType, Var};
-use support::{conv, found, half, one, only, op, package, reshape, state, update};
+use quince_mil::{Builder, DType, Flexibility, OpKind, Result, Tensor, ValueType, Var};
+use support::{conv, found, half, only, op, package, reshape, state, taking, update};
 
 fn concat(b: &mut Builder, values: Vec<Var>, axis: i32) -> Result<Var> {
     op(b, "concat", &[("values", values.into()), ("axis", axis.into()), ("interleave", false.into())])
@@ -105,12 +105,9 @@ fn an_operation_that_no_opset_has() {
     found(&["unknown-operation"], &package);
 }
 
-/// A function of `hidden`, [1, 512, 1, 1], and of what else `build` takes.
+/// A package with one function of x, the channels of a token, that `build` completes.
 fn step(build: impl FnOnce(&mut Builder, Var) -> Result<Var>) -> quince_mlpackage::Package {
-    let mut b = Builder::new(Function::new("main", Opset::CoreML8));
-    let hidden = b.input("hidden", ValueType::tensor(DType::F16, &[1, 512, 1, 1]), Flexibility::Fixed);
-    let y = build(&mut b, hidden).unwrap();
-    one(b.finish(vec![y]))
+    taking(DType::F16, &[1, 512, 1, 1], build)
 }
 
 #[test]
@@ -144,15 +141,15 @@ fn single_elements_that_nobody_can_avoid() {
 #[test]
 fn what_is_less_than_an_error() {
     // Pixels are scaled before they become float16.
-    let mut b = Builder::new(Function::new("main", Opset::CoreML8));
-    let pixels = b.input("pixels", ValueType::tensor(DType::F32, &[1, 64, 1, 64]), Flexibility::Fixed);
-    let scale = Tensor::from_f32(DType::F32, [], vec![1.0 / 255.0]).unwrap();
-    let scaled = op(&mut b, "mul", &[("x", pixels.into()), ("y", scale.into())]).unwrap();
-    let y = op(&mut b, "cast", &[("x", scaled.into()), ("dtype", "fp16".into())]).unwrap();
-    let package = one(b.finish(vec![y]));
+    let package = taking(DType::F32, &[1, 64, 1, 64], |b, pixels| {
+        let number = |value: f32| Tensor::from_f32(DType::F32, [], vec![value]).unwrap();
+        let scaled = op(b, "mul", &[("x", pixels.into()), ("y", number(1.0 / 127.5).into())])?;
+        let moved = op(b, "add", &[("x", scaled.into()), ("y", number(-1.0).into())])?;
+        op(b, "cast", &[("x", moved.into()), ("dtype", "fp16".into())])
+    });
     let report = quince_lint::lint(&package, &support::ENGINE);
     let found: Vec<_> = report.findings.iter().map(|finding| (finding.rule.id, finding.severity)).collect();
-    assert_eq!(found, [("float32", quince_lint::Severity::Warning)]);
+    assert_eq!(found, [("float32", quince_lint::Severity::Warning); 2]);
     // A state of [B, C, 1, S].
     only("state-position", |b, x| {
         let cache = state(b, "cache", &[1, 64, 1, 128]);

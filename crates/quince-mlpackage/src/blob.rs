@@ -70,7 +70,11 @@ pub struct BlobReader {
 impl BlobReader {
     /// Maps a file and checks its header.
     pub fn open(path: &Path) -> Result<Self> {
-        let file = File::open(path).map_err(|e| refused("open", path, &e))?;
+        let file = File::open(path).map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound => wrong(path, "weights", "found no such file, which the program names")
+                .hint("the package is incomplete; copy it again"),
+            _ => refused("open", path, &e),
+        })?;
         let length = file.metadata().map_err(|e| refused("open", path, &e))?.len();
         if length < ALIGN {
             return Err(wrong(path, "header", format!("the file has {length} bytes, expected at least {ALIGN}"))

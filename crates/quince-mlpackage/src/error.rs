@@ -27,9 +27,6 @@ pub(crate) fn refused(act: &str, file: &Path, source: &io::Error) -> Error {
         io::ErrorKind::NotFound if act.starts_with("create") => {
             error.hint("the directory around it is not there: make it first")
         }
-        io::ErrorKind::NotFound if file.ends_with("weights/weight.bin") => {
-            error.hint("the package is incomplete: copy it again, with its directory `weights`")
-        }
         io::ErrorKind::NotFound => error.hint("check the path"),
         _ => error,
     }

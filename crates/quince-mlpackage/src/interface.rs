@@ -176,26 +176,22 @@ fn agree(description: &FeatureDescription, ty: &ValueType, array: &ArrayFeatureT
 /// Inputs, outputs and states that the description says another element type of than the program, with that type; none where
 /// it is one that no array has.
 pub fn contradictions(function: &Function, read: &FunctionDescription) -> Vec<(Var, Option<DType>)> {
-    let inputs = function.inputs.iter().map(|input| (input.var, read.input.iter().chain(&read.state)));
-    let outputs = function.block.outputs.iter().map(|var| (*var, read.output.iter().chain(&[])));
-    let mut found = Vec::new();
-    for (var, mut features) in inputs.chain(outputs) {
-        let name = &function.vars[var.0 as usize].name;
-        let described = features.find(|feature| feature.name == *name).and_then(|feature| feature.r#type.as_ref());
-        let array = match described.and_then(|ty| ty.r#type.as_ref()) {
-            Some(feature_type::Type::MultiArray(array)) => array,
-            Some(feature_type::Type::State(StateFeatureType {
-                r#type: Some(state_feature_type::Type::Array(array)),
-            })) => array,
-            _ => continue,
+    let described = |var: Var, features: &[FeatureDescription]| {
+        let feature = features.iter().find(|feature| feature.name == function.var(var).name)?;
+        let code = match feature.r#type.as_ref()?.r#type.as_ref()? {
+            feature_type::Type::MultiArray(array) => array.data_type,
+            feature_type::Type::State(state) => match state.r#type.as_ref()? {
+                state_feature_type::Type::Array(array) => array.data_type,
+            },
+            _ => return None,
         };
-        let (ValueType::Tensor(ty) | ValueType::State(ty)) = function.ty(var) else { continue };
-        let dtype = ARRAY_TYPES.iter().find(|(code, _, _)| *code as i32 == array.data_type).map(|(_, dtype, _)| *dtype);
-        if dtype != Some(ty.dtype) {
-            found.push((var, dtype));
-        }
-    }
-    found
+        let (ValueType::Tensor(ty) | ValueType::State(ty)) = function.ty(var) else { return None };
+        let dtype = ARRAY_TYPES.iter().find(|(known, ..)| *known as i32 == code).map(|(_, dtype, _)| *dtype);
+        (dtype != Some(ty.dtype)).then_some((var, dtype))
+    };
+    let inputs = function.inputs.iter().flat_map(|input| [(input.var, &read.input), (input.var, &read.state)]);
+    let outputs = function.block.outputs.iter().map(|var| (*var, &read.output));
+    inputs.chain(outputs).filter_map(|(var, features)| described(var, features)).collect()
 }
 
 /// Whether the shapes that an input may have are those of its type.

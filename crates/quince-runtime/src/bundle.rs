@@ -21,7 +21,7 @@ use quince_tensor::{Error, Result, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::Tokenizer;
-pub use parts::{CHAIN_KEY, Chain, PART_KEY, PartEntry, part_of};
+pub use parts::{CHAIN_KEY, Chain, PartEntry, part_of};
 
 /// The name of the manifest in a bundle.
 pub const MANIFEST: &str = "manifest.json";

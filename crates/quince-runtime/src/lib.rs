@@ -41,7 +41,7 @@ pub use bench::{
 };
 pub use bundle::{
     AdapterEntry, AdapterUse, Bundle, CHAIN_KEY, COMPANIONS, CacheLayout, Chain, Feature, FileEntry, FunctionShape,
-    MANIFEST, Manifest, PACKAGE, PART_KEY, PartEntry, Source, VALIDATION, part_of,
+    MANIFEST, Manifest, PACKAGE, PartEntry, Source, VALIDATION, part_of,
 };
 pub use chain::join;
 pub use chat_template::{ChatRequest, ChatTemplate, Message};

@@ -5,7 +5,7 @@ use super::*;
 use crate::lower::KvCache;
 use crate::{Options, convert};
 use quince_checkpoint::Checkpoint;
-use quince_mil::Value;
+use quince_mil::{Builder, DType, Flexibility, Opset, Tensor, Value, ValueType};
 use std::collections::BTreeMap;
 use std::path::Path;
 
@@ -73,6 +73,19 @@ fn an_embedding_that_the_neural_engine_cannot_index_is_a_part_of_its_own() {
     // However small the whole is.
     let parts = split(&program, u64::MAX, EmbeddingPart::Apart, &mut weight_bytes).unwrap();
     assert_eq!(holds(&parts), ["embedding", "layers 0 to 1, head"]);
+}
+
+#[test]
+fn sixteen_bits_tell_65535_rows_apart() {
+    for (rows, expected) in [(65535, EmbeddingPart::WithLayers), (65536, EmbeddingPart::Apart)] {
+        let mut b = Builder::new(Function::new("main", Opset::CoreML8));
+        let ids = b.input("ids", ValueType::tensor(DType::I32, &[4]), Flexibility::Fixed);
+        let table = b.constant("table", Tensor::zeros(DType::F16, [rows, 1]).unwrap().into());
+        let found =
+            b.op("gather", "rows", &[("x", table.into()), ("indices", ids.into()), ("axis", 0.into())]).unwrap();
+        let program = Program { functions: vec![b.finish(vec![found])], ..Program::default() };
+        assert_eq!(EmbeddingPart::for_neural_engine(&program), expected, "{rows} rows");
+    }
 }
 
 #[test]

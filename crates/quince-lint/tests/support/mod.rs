@@ -13,8 +13,13 @@ use std::sync::Arc;
 
 /// A package with one function of `x`, fp16 of [1, 64, 1, 64], that `build` completes.
 pub fn package(build: impl FnOnce(&mut Builder, Var) -> Result<Var>) -> Package {
+    taking(DType::F16, &[1, 64, 1, 64], build)
+}
+
+/// The same with another x.
+pub fn taking(dtype: DType, shape: &[usize], build: impl FnOnce(&mut Builder, Var) -> Result<Var>) -> Package {
     let mut b = Builder::new(Function::new("main", Opset::CoreML8));
-    let x = b.input("x", ValueType::tensor(DType::F16, &[1, 64, 1, 64]), Flexibility::Fixed);
+    let x = b.input("x", ValueType::tensor(dtype, shape), Flexibility::Fixed);
     let y = build(&mut b, x).unwrap();
     one(b.finish(vec![y]))
 }

@@ -14,15 +14,13 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
-use quince_mlpackage::{Metadata, Package};
+use quince_mlpackage::{Metadata, PART_KEY, Package};
 use quince_tensor::{Error, Result, bail};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::{FileEntry, FunctionShape, Manifest};
 use crate::chain::{join, part_place};
-
-pub use quince_mlpackage::PART_KEY;
 
 /// What all parts of a chain say, and no other package: a digest of what they were made of.
 pub const CHAIN_KEY: &str = "quince.chain";
