@@ -19,7 +19,7 @@ pub(super) trait Integer {
     const TABLE_PART: i16;
     /// A lane of activations.
     fn activations(terms: &[i16]) -> u32;
-    /// Whether codes less their offset are such integers. Bytes that are no words first are not asked about.
+    /// Whether codes less their offset are such integers, of codes that do not become bytes one by one.
     fn holds(affine: &Affine) -> bool;
     /// What is added to activations, so that they have no sign.
     const SHIFT: i32 = 0;
