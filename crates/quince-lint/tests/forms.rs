@@ -139,6 +139,20 @@ fn single_elements_that_nobody_can_avoid() {
 }
 
 #[test]
+fn experts_are_no_layer() {
+    let product = |experts: i32| {
+        package(|b, x| {
+            let stored = b.constant("experts", support::halves(&[4096, 64], 0.01).into());
+            let matrices = reshape(b, stored, &[experts, 4096 / experts, 64])?;
+            let tokens = reshape(b, x, &[1, 64, 64])?;
+            op(b, "matmul", &[("x", tokens.into()), ("y", matrices.into()), ("transpose_y", true.into())])
+        })
+    };
+    found(&["linear-layer"], &product(1));
+    found(&[], &product(4));
+}
+
+#[test]
 fn what_is_less_than_an_error() {
     // Pixels are scaled before they become float16.
     let package = taking(DType::F32, &[1, 64, 1, 64], |b, pixels| {
