@@ -240,10 +240,12 @@ impl Tile<'_> {
             let x_scales = &x.scales[block * x.padded_m + self.first..][..self.width];
             // SAFETY: the panel has `depth` vectors `VECTORS` times, and `ROWS` rows of weights as many lanes.
             unsafe {
-                let mut exact = [[P::splat(0); VECTORS]; ROWS];
-                for (row, exact) in exact.iter_mut().enumerate() {
-                    *exact = [P::splat(starts[row * SCALES + at]); VECTORS];
+                let mut begun = [[P::splat(0); VECTORS]; ROWS];
+                for (row, begun) in begun.iter_mut().enumerate() {
+                    *begun = [P::splat(starts[row * SCALES + at]); VECTORS];
                 }
+                // Copied before and after: an array that a loop goes through by number would stay in memory.
+                let mut exact = begun;
                 let (mut panel, mut weights) =
                     (panel.as_ptr(), weights[at * depth..][..(ROWS - 1) * STRIDE + depth].as_ptr());
                 for _ in 0..depth / P::STEPS {
@@ -251,7 +253,8 @@ impl Tile<'_> {
                     panel = panel.add(P::STEPS * VECTORS * lanes);
                     weights = weights.add(P::STEPS);
                 }
-                for (row, exact) in exact.iter().enumerate() {
+                let done = exact;
+                for (row, exact) in done.iter().enumerate() {
                     let scale = P::Floats::splat(scales[row * SCALES + at]);
                     for (vector, exact) in exact.iter().enumerate() {
                         let x_scale = P::Floats::load(x_scales[vector * lanes..][..lanes].as_ptr());
