@@ -7,7 +7,7 @@
 
 use crate::Precision;
 use crate::fuse::{self, Fused};
-use crate::kernels::{Accuracy, PackedWeight};
+use crate::kernels::{FEW_ROWS, Accuracy, PackedWeight};
 use crate::memory::{Memory, Operand};
 use crate::observe::Purpose;
 use crate::specialize::{Specialized, elements};
@@ -412,6 +412,18 @@ impl<'a> Planner<'a> {
             return Ok(Some(narrowed));
         }
         Ok(Some(weight.with_data(|bytes| self.cache.streamed(bytes))))
+    }
+
+    /// [`Planner::packed`] for a weight that is multiplied with `rows` rows of `x`: as it is read fastest.
+    pub fn multiplied(&self, var: Var, x: Var, rows: usize) -> Result<Option<PackedWeight>> {
+        if rows > FEW_ROWS
+            && self.accuracy(x) == Accuracy::Exact
+            && let Some(weight) = self.packed(var)?
+            && let Some(laid) = self.cache.laid_out(&weight)?
+        {
+            return Ok(Some(laid));
+        }
+        self.streamed(var)
     }
 
     /// Where a variable lies; weights are found when first asked for.

@@ -16,9 +16,14 @@ pub(crate) struct WeightCache {
     copied: Mutex<HashMap<usize, (Bytes, Bytes)>>,
     /// The same of plain numbers that were rounded to bytes.
     narrowed: Mutex<HashMap<usize, (Bytes, PackedWeight)>>,
+    /// The same of plain numbers that were laid out in panels.
+    laid: Mutex<HashMap<usize, (Bytes, PackedWeight)>>,
     /// Whether constants are rounded to fp16 where they are found.
     rounds: bool,
 }
+
+/// Bytes that panels of weights take at most: they are there besides the package.
+const LAID_BYTES: usize = 96 << 20;
 
 impl WeightCache {
     /// An empty cache for programs that are run so.
@@ -67,6 +72,26 @@ impl WeightCache {
         let Some(made) = weight.narrowed()? else { return Ok(None) };
         source.give_back(0..source.len());
         narrowed.insert(address, (source.clone(), made.clone()));
+        Ok(Some(made))
+    }
+
+    /// [`PackedWeight::laid_out`], once for each weight, until [`LAID_BYTES`] are taken.
+    pub fn laid_out(&self, weight: &PackedWeight) -> Result<Option<PackedWeight>> {
+        let mut laid = self.laid.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let (source, _) = weight.data();
+        let address = source.as_ptr() as usize;
+        if let Some((_, known)) = laid.get(&address)
+            && (known.rows(), known.cols()) == (weight.rows(), weight.cols())
+        {
+            return Ok(Some(known.clone()));
+        }
+        let taken: usize = laid.values().filter_map(|(_, known)| known.laid()).map(|panels| panels.byte_len()).sum();
+        if taken + source.len() > LAID_BYTES {
+            return Ok(None);
+        }
+        let Some(made) = weight.laid_out()? else { return Ok(None) };
+        source.give_back(0..source.len());
+        laid.insert(address, (source.clone(), made.clone()));
         Ok(Some(made))
     }
 

@@ -2,7 +2,8 @@
 //!
 //! The scheme is that of Goto and van de Geijn (2008): a panel of `2 · LANES` columns and [`DEPTH`] terms stays in the
 //! first-level cache while row tiles pass by. Every output adds its terms in the order of `k`, block by block, so
-//! that the number of threads does not change a result. Few rows are not worth a panel: see [`dots`].
+//! that the number of threads does not change a result. Few rows are not worth a panel, unless it is there already: see
+//! [`dots`] and [`laid`].
 
 use std::ops::Range;
 
@@ -10,9 +11,12 @@ use super::dequantize::dequantize_generic;
 use super::scratch::{Scratch, with_scratch};
 use super::simd::{Simd, for_isa};
 use super::weights::{Encoding, Floats, PackedWeight};
-use super::{Kernels, SharedMut};
+use super::{Isa, Kernels, SharedMut};
 
 mod dots;
+mod laid;
+
+pub(crate) use laid::Laid;
 
 /// Terms of a sum that are taken at a time.
 const DEPTH: usize = 256;
@@ -50,6 +54,21 @@ impl<'a> Right<'a> {
     }
 }
 
+impl<'a> Right<'a> {
+    /// Its panels, if they were laid out beforehand for this instruction set.
+    fn laid(self, isa: Isa) -> Option<&'a Laid> {
+        match self {
+            Right::Weight(weight) => weight.laid().filter(|laid| laid.width == tile_cols(isa)),
+            Right::Strided { .. } => None,
+        }
+    }
+}
+
+/// Columns that the innermost loop computes at once.
+fn tile_cols(isa: Isa) -> usize {
+    for_isa!(isa, two_vectors() -> usize)
+}
+
 /// The sizes of a product: `y[M, N] = x[M, K] · right[N, K]ᵀ`.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Sizes {
@@ -70,7 +89,7 @@ pub(crate) fn gemm(kernels: &Kernels, sizes: Sizes, x: &[f32], right: Right, bia
         let row = bias.map_or(vec![0.0; n], <[f32]>::to_vec);
         return y.chunks_exact_mut(n.max(1)).for_each(|y| y.copy_from_slice(&row));
     }
-    if m <= dots::MOST_ROWS && dots::takes(right) {
+    if m <= dots::MOST_ROWS && dots::takes(right) && right.laid(kernels.isa).is_none() {
         return dots::dots(kernels, sizes, x, right, bias, y);
     }
     for first in (0..m).step_by(ROWS) {
@@ -86,20 +105,22 @@ thread_local! {
 }
 
 fn gemm_rows(kernels: &Kernels, sizes: Sizes, x: &[f32], right: Right, bias: Option<&[f32]>, y: &mut [f32]) {
-    let (tile_rows, tile_cols) = for_isa!(kernels.isa, tile_shape() -> (usize, usize));
+    let tile_rows = for_isa!(kernels.isa, tile_rows(m: usize = sizes.m) -> usize);
+    let (tile_cols, laid) = (tile_cols(kernels.isa), right.laid(kernels.isa));
     let padded = sizes.m.next_multiple_of(tile_rows);
     with_scratch(&LEFT, padded * sizes.k, |left| {
         let shared = SharedMut::new(left);
         kernels.pool.run(padded.div_ceil(BLOCK_ROWS), |block| {
             let rows = block * BLOCK_ROWS..padded.min((block + 1) * BLOCK_ROWS);
             for_isa!(kernels.isa, pack_left(x: &[f32] = x, sizes: Sizes = sizes, padded: usize = padded,
-                rows: Range<usize> = rows, left: &SharedMut<f32> = &shared));
+                tile_rows: usize = tile_rows, rows: Range<usize> = rows, left: &SharedMut<f32> = &shared));
         });
         let left = &*left;
         let cols = TASK_COLS.min(sizes.n.div_ceil(4 * kernels.pool.threads()).next_multiple_of(tile_cols));
         let y = SharedMut::new(y);
         kernels.pool.run(sizes.n.div_ceil(cols), |task| {
-            let job = Job { sizes, left, padded, right, bias, y: &y, first: task * cols, cols: cols.min(sizes.n - task * cols) };
+            let (first, cols) = (task * cols, cols.min(sizes.n - task * cols));
+            let job = Job { sizes, left, padded, tile_rows, right, laid, bias, y: &y, first, cols };
             let panel = cols.next_multiple_of(tile_cols) * DEPTH;
             with_scratch(&PANELS, panel + tile_cols * DEPTH, |scratch| {
                 let (panels, rows) = scratch.split_at_mut(panel);
@@ -114,7 +135,9 @@ struct Job<'a> {
     sizes: Sizes,
     left: &'a [f32],
     padded: usize,
+    tile_rows: usize,
     right: Right<'a>,
+    laid: Option<&'a Laid>,
     bias: Option<&'a [f32]>,
     y: &'a SharedMut<f32>,
     first: usize,
@@ -124,28 +147,44 @@ struct Job<'a> {
 // SAFETY of the functions below: the caller vouches for the instructions of `S`; what else they need is said where
 // they access memory.
 
-/// Rows and columns that the innermost loop computes at once.
+/// Columns that the innermost loop computes at once.
 #[inline(always)]
-unsafe fn tile_shape<S: Simd>() -> (usize, usize) {
-    (S::TILE_ROWS, 2 * S::LANES)
+unsafe fn two_vectors<S: Simd>() -> usize {
+    2 * S::LANES
+}
+
+/// Rows that the innermost loop computes at once: of `m` rows, as few as possible should be missing in the last tile.
+#[inline(always)]
+unsafe fn tile_rows<S: Simd>(m: usize) -> usize {
+    match S::TILE_ROWS {
+        12 if m.next_multiple_of(8) < m.next_multiple_of(12) => 8,
+        rows => rows,
+    }
 }
 
 /// Lays whole tiles of rows out, those `rows` of `padded`: for each block of [`DEPTH`] terms, for each tile, for each
 /// term, one element of every row of the tile; missing rows are zero.
 #[inline(always)]
-unsafe fn pack_left<S: Simd>(x: &[f32], sizes: Sizes, padded: usize, rows: Range<usize>, left: &SharedMut<f32>) {
+unsafe fn pack_left<S: Simd>(
+    x: &[f32],
+    sizes: Sizes,
+    padded: usize,
+    tile_rows: usize,
+    rows: Range<usize>,
+    left: &SharedMut<f32>,
+) {
     let Sizes { m, k, .. } = sizes;
     for first_k in (0..k).step_by(DEPTH) {
         let depth = DEPTH.min(k - first_k);
         // SAFETY: tiles follow each other, and each is laid out by one task.
         let tiles = unsafe { left.slice(first_k * padded + rows.start * depth, rows.len() * depth) };
-        for row in rows.clone().step_by(S::TILE_ROWS) {
+        for row in rows.clone().step_by(tile_rows) {
             let tile = &mut tiles[(row - rows.start) * depth..];
             let x = &x[row * k + first_k..];
-            let count = S::TILE_ROWS.min(m - row);
+            let count = tile_rows.min(m - row);
             // A tile may take rows of the next one along, which is written over what is too much.
-            let along = if S::TILE_ROWS < 8 && row + 8 <= m.min(rows.end) { 8 } else { count };
-            unsafe { transpose_rows::<S>(x, k, along, depth, S::TILE_ROWS, tile) };
+            let along = if tile_rows < 8 && row + 8 <= m.min(rows.end) { 8 } else { count };
+            unsafe { transpose_rows::<S>(x, k, along, depth, tile_rows, tile) };
         }
     }
 }
@@ -153,8 +192,9 @@ unsafe fn pack_left<S: Simd>(x: &[f32], sizes: Sizes, padded: usize, rows: Range
 #[inline(always)]
 unsafe fn job_generic<S: Simd>(job: &Job, panels: &mut [f32], rows: &mut [f32]) {
     unsafe {
-        match S::TILE_ROWS {
+        match job.tile_rows {
             12 => job_tiles::<S, 12>(job, panels, rows),
+            8 => job_tiles::<S, 8>(job, panels, rows),
             6 => job_tiles::<S, 6>(job, panels, rows),
             _ => job_tiles::<S, 3>(job, panels, rows),
         }
@@ -167,13 +207,15 @@ unsafe fn job_tiles<S: Simd, const TILE_ROWS: usize>(job: &Job, panels: &mut [f3
     let tile_cols = 2 * S::LANES;
     for first_k in (0..k).step_by(DEPTH) {
         let depth = DEPTH.min(k - first_k);
-        for (panel, first) in panels.chunks_exact_mut(tile_cols * DEPTH).zip((0..job.cols).step_by(tile_cols)) {
+        let unlaid = if job.laid.is_none() { job.cols } else { 0 };
+        for (panel, first) in panels.chunks_exact_mut(tile_cols * DEPTH).zip((0..unlaid).step_by(tile_cols)) {
             let cols = tile_cols.min(job.cols - first);
             unsafe { pack_panel::<S>(job.right, job.first + first, cols, first_k, depth, rows, panel) };
         }
         let left = &job.left[first_k * job.padded..][..depth * job.padded];
         for block in (0..m).step_by(BLOCK_ROWS) {
             for (panel, first) in panels.chunks_exact(tile_cols * DEPTH).zip((0..job.cols).step_by(tile_cols)) {
+                let panel = job.laid.map_or(panel, |laid| laid.panel(job.first + first, first_k, k));
                 for row in (block..m.min(block + BLOCK_ROWS)).step_by(TILE_ROWS) {
                     let tile = &left[row * depth..][..TILE_ROWS * depth];
                     unsafe {

@@ -4,7 +4,7 @@ use super::gemm::{Right, Sizes, gemm};
 #[cfg(target_arch = "x86_64")]
 use super::gemm_x86;
 use super::gemv::{Activations, FEW_ROWS, multiply_rows};
-use super::weights::PackedWeight;
+use super::weights::{Encoding, PackedWeight};
 use super::{Kernels, SharedMut};
 
 /// How exact a product has to be.
@@ -28,6 +28,10 @@ pub struct Linear<'a> {
     /// `[M, N]`.
     pub y: &'a mut [f32],
 }
+
+/// Rows for which plain numbers are not rounded to integers: that takes longer than the product.
+#[cfg(target_arch = "x86_64")]
+const FEW_FOR_PLAIN: usize = 32;
 
 /// Packed bytes that one task reads at least: some microseconds.
 const TASK_BYTES: usize = 32 * 1024;
@@ -67,6 +71,7 @@ pub fn linear_many(kernels: &Kernels, accuracy: Accuracy, x: &[f32], products: &
         if let Some(method) = gemm_x86::Method::of(kernels.isa, accuracy)
             && m > 0
             && cols > 0
+            && !(m <= FEW_FOR_PLAIN && products.iter().all(|product| matches!(product.weight.encoding(), Encoding::Dense(_))))
         {
             return in_integers(kernels, method, x, m, products);
         }

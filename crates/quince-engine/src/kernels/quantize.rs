@@ -131,31 +131,35 @@ pub(crate) fn round_fast(x: &[f32], most: f32, out: &mut [i16]) -> f32 {
 /// or NaN. `out` has a multiple of 16 elements, 256 at most.
 #[inline(always)]
 pub(crate) fn round(x: &[f32], most: f32, out: &mut [i16]) -> f32 {
+    if x.len() == out.len() {
+        return round_whole(x, most, out);
+    }
     let mut padded = [0.0f32; 256];
-    let x = if x.len() == out.len() {
-        x
-    } else {
-        padded[..x.len()].copy_from_slice(x);
-        &padded[..out.len()]
-    };
-    // Sixteen running results, and comparisons that say what becomes of a NaN: these loops become vector code.
-    let (mut largest, mut bits) = ([0.0f32; 16], [0u32; 16]);
+    padded[..x.len()].copy_from_slice(x);
+    round_whole(&padded[..out.len()], most, out)
+}
+
+#[inline(always)]
+fn round_whole(x: &[f32], most: f32, out: &mut [i16]) -> f32 {
+    // Magnitudes are in the order of their bits, with infinities and NaNs above all numbers. Sixteen running results:
+    // this loop becomes vector code.
+    let mut largest = [0u32; 16];
     for x in x.chunks_exact(16) {
-        for lane in 0..16 {
-            let magnitude = x[lane].abs();
-            largest[lane] = if magnitude > largest[lane] { magnitude } else { largest[lane] };
-            bits[lane] = bits[lane].max(magnitude.to_bits());
+        for (largest, x) in largest.iter_mut().zip(x) {
+            *largest = (*largest).max(x.to_bits() & !SIGN);
         }
     }
-    let largest = largest.into_iter().fold(0.0, f32::max);
+    let largest = f32::from_bits(largest.into_iter().fold(0, u32::max));
     let inverse = if largest > 1e-30 { most / largest } else { 0.0 };
     for (out, x) in out.iter_mut().zip(x) {
         // Adding 1.5 · 2^23 leaves the rounded integer in the low bits.
         *out = (x * inverse + 12_582_912.0).to_bits() as i16;
     }
-    // The bits of infinities and NaNs are above those of all numbers.
-    if bits.into_iter().all(|bits| bits < f32::INFINITY.to_bits()) { largest / most } else { f32::NAN }
+    if largest.is_finite() { largest / most } else { f32::NAN }
 }
+
+/// The bit of a float32 that is its sign.
+const SIGN: u32 = 1 << 31;
 
 #[cfg(test)]
 mod tests {

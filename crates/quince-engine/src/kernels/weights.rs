@@ -6,7 +6,9 @@
 use half::f16;
 use quince_tensor::{Bytes, Error, Result, bail};
 use std::ops::Range;
+use std::sync::Arc;
 
+use super::gemm::Laid;
 use super::lut_tables::LutTables;
 
 /// Little-endian floating-point numbers in bytes of any alignment.
@@ -192,6 +194,8 @@ pub struct PackedWeight {
     rows: usize,
     cols: usize,
     encoding: Encoding,
+    /// The same as panels.
+    laid: Option<Arc<Laid>>,
 }
 
 impl PackedWeight {
@@ -201,7 +205,7 @@ impl PackedWeight {
     /// When `values` are not `rows · cols`.
     pub fn dense(rows: usize, cols: usize, values: Floats) -> Result<PackedWeight> {
         values.check("weight", elements(rows, cols)?)?;
-        Ok(PackedWeight { rows, cols, encoding: Encoding::Dense(values) })
+        Ok(PackedWeight { rows, cols, encoding: Encoding::Dense(values), laid: None })
     }
 
     /// A palettized matrix: `indices` are packed `[rows, cols]`, `tables` are `[groups, 2^nbits]`, and the groups
@@ -231,7 +235,7 @@ impl PackedWeight {
         }
         let tables = LutTables::new(tables.to_vec(), nbits);
         let lut = Lut { nbits, indices, tables, axis, group: (length / groups).max(1) };
-        Ok(PackedWeight { rows, cols, encoding: Encoding::Lut(lut) })
+        Ok(PackedWeight { rows, cols, encoding: Encoding::Lut(lut), laid: None })
     }
 
     /// A linearly quantized matrix: `data` are packed `[rows, cols]`, `scale` and `offset` are `grid` = [row blocks,
@@ -263,7 +267,7 @@ impl PackedWeight {
         }
         let block = [(rows / grid[0]).max(1), (cols / grid[1]).max(1)];
         let affine = Affine { codes, data, scale, offset, block, blocks_per_row: grid[1] };
-        Ok(PackedWeight { rows, cols, encoding: Encoding::Affine(affine) })
+        Ok(PackedWeight { rows, cols, encoding: Encoding::Affine(affine), laid: None })
     }
 
     /// Some rows as a matrix of their own, which shares the bytes. `None` where they do not begin with a byte, or are not
@@ -311,7 +315,7 @@ impl PackedWeight {
                 })
             }
         };
-        Some(PackedWeight { rows: count, cols: self.cols, encoding })
+        Some(PackedWeight { rows: count, cols: self.cols, encoding, laid: None })
     }
 
     /// The same matrix with the bytes of its elements (not its tables and scales) somewhere else.
@@ -324,6 +328,16 @@ impl PackedWeight {
         };
         *data = move_to(data);
         self
+    }
+
+    /// The same weight with panels of its numbers.
+    pub(crate) fn with_laid(&self, laid: Arc<Laid>) -> PackedWeight {
+        PackedWeight { laid: Some(laid), ..self.clone() }
+    }
+
+    /// The panels, if there are any.
+    pub(crate) fn laid(&self) -> Option<&Laid> {
+        self.laid.as_deref()
     }
 
     /// The bytes of the elements, row after row, and how many bits one has.

@@ -44,8 +44,10 @@ impl Factor {
         let (Some(x), Some(weight), [_]) = (operation.var("x"), operation.var("weight"), &operation.outputs[..]) else {
             return Ok(None);
         };
-        let Some(weight) = planner.streamed(weight)? else { return Ok(None) };
-        if weight.cols() == 0 || planner.shape(x)?.last() != Some(&weight.cols()) {
+        let shape = planner.shape(x)?;
+        let rows = shape.iter().rev().skip(1).product();
+        let Some(weight) = planner.multiplied(weight, x, rows)? else { return Ok(None) };
+        if weight.cols() == 0 || shape.last() != Some(&weight.cols()) {
             return Ok(None);
         }
         let bias = planner.parameter(operation, "bias")?;
