@@ -7,7 +7,7 @@
 
 use crate::Precision;
 use crate::fuse::{self, Fused};
-use crate::kernels::{FEW_ROWS, Accuracy, PackedWeight};
+use crate::kernels::{Accuracy, FEW_ROWS, PackedWeight};
 use crate::memory::{Memory, Operand};
 use crate::observe::Purpose;
 use crate::specialize::{Specialized, elements};

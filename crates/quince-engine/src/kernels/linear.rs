@@ -71,7 +71,8 @@ pub fn linear_many(kernels: &Kernels, accuracy: Accuracy, x: &[f32], products: &
         if let Some(method) = gemm_x86::Method::of(kernels.isa, accuracy)
             && m > 0
             && cols > 0
-            && !(m <= FEW_FOR_PLAIN && products.iter().all(|product| matches!(product.weight.encoding(), Encoding::Dense(_))))
+            && !(m <= FEW_FOR_PLAIN
+                && products.iter().all(|product| matches!(product.weight.encoding(), Encoding::Dense(_))))
         {
             return in_integers(kernels, method, x, m, products);
         }
@@ -187,6 +188,8 @@ mod tests {
     fn many_rows() {
         check(9, 34, 300, 11);
         check(31, 16, 64, 12);
+        check(24, 70, 300, 17);
+        check(33, 5, 528, 18);
         check(10, 3, 2500, 14);
         check(9, 2, 4128, 15);
     }

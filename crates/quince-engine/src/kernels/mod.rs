@@ -32,9 +32,9 @@ mod simd;
 mod weights;
 
 pub use attention::{Added, Attention, Cache, Heads, HeadsMut, Mask, Strides, attention};
-pub(crate) use gemv::FEW_ROWS;
 pub use convert::{f16_to_f32, f32_to_f16};
 pub use dequantize::dequantize_row;
+pub(crate) use gemv::FEW_ROWS;
 pub use isa::Isa;
 pub use limits::{ArithmeticPeak, Limits, limits};
 pub use linear::{Accuracy, Linear, linear, linear_many};

@@ -58,8 +58,10 @@ pub(crate) fn weight_kinds(random: &mut Random, rows: usize, cols: usize) -> Vec
     let n = rows * cols;
     let values = random.normal(n);
     let halves: Vec<f16> = values.iter().map(|&x| f16::from_f32(x)).collect();
+    let plain = PackedWeight::dense(rows, cols, values.into()).unwrap();
     let mut kinds = vec![
-        ("f32".to_string(), PackedWeight::dense(rows, cols, values.into()).unwrap()),
+        ("f32 in panels".to_string(), plain.laid_out().unwrap().unwrap()),
+        ("f32".to_string(), plain),
         ("f16".to_string(), PackedWeight::dense(rows, cols, halves.into()).unwrap()),
     ];
     let divisors = |n: usize| [1, 2, 16, 32, n].into_iter().filter(move |d| n.is_multiple_of(*d) && *d <= n);
