@@ -85,8 +85,8 @@ impl WeightCache {
         {
             return Ok(Some(known.clone()));
         }
-        let taken: usize = laid.values().filter_map(|(_, known)| known.laid()).map(|panels| panels.byte_len()).sum();
-        if taken + source.len() > LAID_BYTES {
+        let taken: usize = laid.values().map(|(_, known)| known.laid_len()).sum();
+        if weight.laid_len().saturating_add(taken) > LAID_BYTES {
             return Ok(None);
         }
         let Some(made) = weight.laid_out()? else { return Ok(None) };

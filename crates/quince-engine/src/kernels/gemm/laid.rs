@@ -25,14 +25,15 @@ impl Laid {
     pub(super) fn panel(&self, first: usize, first_k: usize, k: usize) -> &[f32] {
         &self.numbers[first * k + first_k * self.width..]
     }
-
-    /// Bytes that it takes.
-    pub(crate) fn byte_len(&self) -> usize {
-        size_of_val(&self.numbers[..])
-    }
 }
 
 impl PackedWeight {
+    /// Bytes that its panels take: many times its own where it has few rows.
+    pub(crate) fn laid_len(&self) -> usize {
+        let rows = self.rows().next_multiple_of(tile_cols(Isa::detect()));
+        rows.saturating_mul(self.cols()).saturating_mul(size_of::<f32>())
+    }
+
     /// The weight with panels beside it, if it is a matrix of plain float32 numbers.
     ///
     /// # Errors
