@@ -6,9 +6,9 @@
 //!
 //! [`activation_ranges`] finds how large the values are that weights are multiplied with, for int8 activations.
 //!
-//! The texts may be given, or written by the model itself ([`Texts::written_by`]), which needs no data and shows the
-//! model what it is used to (Liu et al. 2023, LLM-QAT, section 3.1). Encoders, which write nothing, read sentences that
-//! were written for this ([`Texts::BUILT_IN`]).
+//! The texts may be given, come with quince ([`Texts::prose`]), or be written by the model itself
+//! ([`Texts::written_by`]), which shows it what it is used to (Liu et al. 2023, LLM-QAT, section 3.1). Encoders, which write
+//! nothing, read sentences that were written for this ([`Texts::BUILT_IN`]).
 
 mod collect;
 mod extremes;

@@ -7,6 +7,9 @@ use quince_tensor::{Error, Result, bail};
 use serde_json::{Map, Value};
 use std::ops::ControlFlow;
 
+/// So many bytes for so many tokens has a passage of a language that a tokenizer was made for, at least.
+const FEWEST_BYTES: (usize, usize) = (3, 2);
+
 /// Texts as tokens, each of which the model takes at once.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Texts {
@@ -17,6 +20,30 @@ pub struct Texts {
 impl Texts {
     /// Sentences of many kinds, one on each line, written for quince: what encoders are run on when nothing is given.
     pub const BUILT_IN: &str = include_str!("built_in.txt");
+
+    /// Tales, articles, conversations, code and other languages, written for quince, a blank line after each passage: what
+    /// decoders are run on when nothing is given.
+    const PROSE: &str = include_str!("prose.txt");
+
+    /// The passages that come with quince and that the tokenizer was made for, as [`Texts::of_text`]; none if there are none.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn prose(tokenizer: &Tokenizer, length: usize, tokens: usize) -> Result<Texts> {
+        let mut text = String::new();
+        for passage in Texts::PROSE.split("\n\n") {
+            let tokens = tokenizer.encode(passage, SpecialTokens::Omit)?.len();
+            // Nearly a token for each byte: a language or notation that the model has hardly seen.
+            if FEWEST_BYTES.0 * tokens <= FEWEST_BYTES.1 * passage.len() {
+                text.push_str(passage);
+                text.push_str("\n\n");
+            }
+        }
+        match text.is_empty() {
+            true => Ok(Texts::default()),
+            false => Texts::of_text(&text, tokenizer, length, tokens),
+        }
+    }
 
     /// A long text, cut into windows of `length` tokens of which each begins with the tokenizer's begin-of-text token, if
     /// it has one; at most `tokens` in all, taken evenly from the whole text.

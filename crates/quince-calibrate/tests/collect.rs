@@ -4,7 +4,7 @@ use quince_calibrate::{CollectOptions, Run, Statistics, Texts, collect};
 use quince_compress::Guide;
 use quince_engine::{Engine, Options};
 use quince_mil::{Builder, DType, Dim, Flexibility, Function, Opset, Program, Tensor, TensorType, Value, Weight};
-use quince_runtime::{Decoder, Tokenizer};
+use quince_runtime::{Decoder, SpecialTokens, Tokenizer};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -89,6 +89,27 @@ fn a_model_writes_texts_until_there_are_enough() {
         assert!(text[0] == 1 && !before.contains(&3) && (text.len() == 8 || *last == 3), "{text:?}");
     }
     assert!(written(None).windows.iter().map(|text| text[0]).collect::<std::collections::BTreeSet<_>>().len() > 2);
+}
+
+#[test]
+fn passages_of_foreign_languages_are_left_out() {
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/../../models/tiny-llama");
+    let tokenizer = Tokenizer::from_dir(model).unwrap();
+    let texts = Texts::prose(&tokenizer, 256, usize::MAX).unwrap();
+    let text: String =
+        texts.windows.iter().map(|window| tokenizer.decode(window, SpecialTokens::Omit).unwrap()).collect();
+    assert!(text.len() > 30_000, "{}", text.len());
+    // The tokenizer was trained on English: other alphabets are bytes to it.
+    let of_alphabet = |range: std::ops::RangeInclusive<char>| text.chars().filter(|c| range.contains(c)).count();
+    let (latin, cyrillic, han) = (of_alphabet('a'..='z'), of_alphabet('а'..='я'), of_alphabet('一'..='鿿'));
+    assert!(latin > 20_000 && cyrillic == 0 && han == 0, "{latin} {cyrillic} {han}");
+    // Each window begins as texts do, and none is longer than asked for.
+    let begin = tokenizer.begin_of_text().unwrap();
+    assert!(texts.windows.iter().all(|window| window.first().copied() == begin && window.len() <= 256));
+    // Fewer are taken from the whole.
+    let some = Texts::prose(&tokenizer, 256, texts.tokens() / 4).unwrap();
+    assert!(some.tokens().abs_diff(texts.tokens() / 4) <= 256);
+    assert!(some.windows.iter().all(|window| texts.windows.contains(window)));
 }
 
 #[test]

@@ -17,7 +17,7 @@ use std::process::ExitCode;
 
 /// Measure what the weights of a model are multiplied with, for --calibrate of convert and compress
 ///
-/// The model is run on a text, or on texts that it writes itself (encoders: on sentences that come with quince), and the
+/// The model is run on a text, or on texts that come with quince and, if it is small, as much that it writes itself, and the
 /// second moments of the inputs of its weights go into a safetensors file. The names of weights are those of the model:
 /// statistics of a checkpoint are for its conversion, those of a package for its compression.
 #[derive(clap::Args)]
@@ -31,7 +31,8 @@ pub struct Args {
     /// The file of statistics; its name ends in .safetensors
     #[arg(long, short, value_name = "FILE")]
     output: PathBuf,
-    /// A file with UTF-8 text, or with JSON lines (.jsonl) that have `messages` or `text`. Default: texts that the model writes itself
+    /// A file with UTF-8 text, or with JSON lines (.jsonl) that have `messages` or `text`. Default: texts that come with
+    /// quince, and what a small model writes itself
     #[arg(long, value_name = "FILE")]
     text: Option<PathBuf>,
     /// Tokens that the model is run on

@@ -64,7 +64,7 @@ Examples:
   quince convert MODEL -o out.bundle --context 512,1024,4096
       room for 4096 tokens, and functions that cost less as long as a text has 512 or 1024
   quince convert MODEL -o out.bundle --wbits 3 --palett-group-size 16 --calibrate
-      3-bit weights, chosen by what they are multiplied with in texts that the model writes
+      3-bit weights, chosen by what they are multiplied with in texts of many kinds
   quince convert MODEL -o out.bundle --wbits 4 --max-part-size 950MB
       as many packages as it takes, none larger than that: layers in order, each with its cache
   quince convert MODEL -o out.bundle --mixed-precision attention=6,mlp=4,embed=8

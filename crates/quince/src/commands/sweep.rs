@@ -40,7 +40,7 @@ use std::thread;
 Examples:
   quince sweep models/tiny-llama -o sweep --wbits 2,4,6 --group-sizes 8,16,32
   quince sweep MODEL -o sweep --wbits 3,4 --group-sizes 16,none --quantize int8 --calibrate --text heldout.txt
-      with calibration on texts that the model writes; `none` is one table for a whole weight
+      with calibration on texts that come with quince; `none` is one table for a whole weight
   quince sweep MODEL -o sweep --wbits 2,4,6 --jobs-list
   quince sweep MODEL -o sweep --wbits 2,4,6 --job 3
   quince sweep MODEL -o sweep --wbits 2,4,6 --merge

@@ -15,7 +15,7 @@ use serde::Serialize;
 #[command(next_help_heading = "Compression")]
 pub struct ActivationArgs {
     /// Also quantize what layers take to int8, with one scale for each value; with --quantize int8 that is W8A8. The ranges
-    /// are measured by running the model on the text of --calibrate, or on texts that it writes itself
+    /// are measured by running the model on the text of --calibrate, or on that which it has without a file
     #[arg(long, value_name = "MODE", num_args = 0..=1, default_missing_value = "linear_symmetric")]
     quantize_activations: Option<ModeArg>,
     /// What of the measured values a range covers: all; all but one of ten thousand on either side; or as many as keep

@@ -2,6 +2,7 @@
 
 use crate::console::{Console, Counted};
 use crate::failure::{Failure, Result, refused};
+use crate::stored;
 use quince_calibrate::{CollectOptions, RangeRule, Run, Statistics, Texts, activation_ranges, collect};
 use quince_checkpoint::sha256;
 use quince_compress::{ActivationRanges, Guide, OptimizationConfig};
@@ -14,14 +15,17 @@ use std::sync::Arc;
 
 /// The longest text that is run at once, in tokens, unless the model takes less.
 const LENGTH: usize = 256;
+/// The most parameters of models that also read what they write themselves. Small ones were trained on few kinds of text,
+/// of which what comes with quince may have none; large ones know it, and write slowly.
+const WRITERS: u64 = 200_000_000;
 
 /// As typed.
 #[derive(clap::Args)]
 #[command(next_help_heading = "Compression")]
 pub struct CalibrationArgs {
     /// Choose palettes and integers by what weights are multiplied with: run the model on a text, use a file of `quince calibrate`,
-    /// or, without a file, on texts that it writes itself; encoders read sentences that come with quince. A text is UTF-8, or
-    /// JSON lines (.jsonl) with `messages`, which go through the chat template, or `text`
+    /// or, without a file, on texts that come with quince and, if it has at most 200 million parameters, as much that it
+    /// writes itself. A text is UTF-8, or JSON lines (.jsonl) with `messages`, which go through the chat template, or `text`
     #[arg(long, value_name = "FILE", num_args = 0..=1)]
     calibrate: Option<Option<PathBuf>>,
     /// Tokens that the model is run on
@@ -43,7 +47,7 @@ impl CalibrationArgs {
     pub fn told(&self) -> Result<Option<String>> {
         let source = match &self.calibrate {
             None => return Ok(None),
-            Some(None) => "own texts".to_owned(),
+            Some(None) => "texts of quince".to_owned(),
             Some(Some(file)) => sha256(file)?,
         };
         Ok(Some(format!("{source}, {} tokens", self.calibration_tokens)))
@@ -139,7 +143,8 @@ fn on_texts<T>(
     };
     let mut runs = Vec::new();
     if let Some(decoder) = &mut decoder {
-        let texts = source.of_decoder(decoder)?;
+        let parameters = stored::weights(program).iter().map(|weight| weight.parameters()).sum();
+        let texts = source.of_decoder(decoder, parameters)?;
         runs.push(Run { runner: decoder, texts });
     }
     if let Some(embedder) = &mut embedder {
@@ -164,21 +169,31 @@ struct Source<'a> {
 }
 
 impl Source<'_> {
-    /// A given text, or what the model writes itself.
-    fn of_decoder(&self, decoder: &mut Decoder) -> Result<Texts> {
+    /// A given text; or what comes with quince, and what a small model, or one without a tokenizer, writes itself.
+    fn of_decoder(&self, decoder: &mut Decoder, parameters: u64) -> Result<Texts> {
         let longest = decoder.routes().first().map_or(0, |&route| decoder.longest(route));
         let length = LENGTH.min(longest);
         if let Some(path) = self.text {
             return windows(path, self.tokenizer()?, [length, self.tokens]);
         }
-        let begin = self.tokenizer.map(|tokenizer| tokenizer.begin_of_text()).transpose()?.flatten();
-        let ends = self.tokenizer.map_or(&[][..], |tokenizer| tokenizer.eos());
-        let bar = self.console.bar("writing texts", self.tokens as u64, Counted::Things("tokens"));
-        let texts = Texts::written_by(decoder, begin, ends, [length, self.tokens], &mut |done| {
-            bar.set_position(done as u64);
-        });
-        bar.finish_and_clear();
-        Ok(texts?)
+        let small = parameters <= WRITERS;
+        let read = if small { self.tokens / 2 } else { self.tokens };
+        let mut texts = match self.tokenizer {
+            Some(tokenizer) if read > 0 => Texts::prose(tokenizer, length, read)?,
+            _ => Texts::default(),
+        };
+        let wanted = self.tokens.saturating_sub(texts.tokens());
+        if wanted > 0 && (small || texts.windows.is_empty()) {
+            let begin = self.tokenizer.map(|tokenizer| tokenizer.begin_of_text()).transpose()?.flatten();
+            let ends = self.tokenizer.map_or(&[][..], |tokenizer| tokenizer.eos());
+            let bar = self.console.bar("writing texts", wanted as u64, Counted::Things("tokens"));
+            let written = Texts::written_by(decoder, begin, ends, [length, wanted], &mut |done| {
+                bar.set_position(done as u64);
+            });
+            bar.finish_and_clear();
+            texts.windows.extend(written?.windows);
+        }
+        Ok(texts)
     }
 
     /// The lines of a given text, or of one that was written for this.
