@@ -5,7 +5,7 @@ use crate::statistics::{self, Layout};
 use quince_compress::{Moments, weight_inputs};
 use quince_engine::{Observed, Observer};
 use quince_mil::Program;
-use quince_runtime::{Decoder, Embedder, Watch};
+use quince_runtime::{Call, Decoder, Embedder, Watch};
 use quince_tensor::Result;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -33,6 +33,12 @@ pub trait Runner {
     /// # Errors
     /// A text that is too long; what the engine or the observer reports.
     fn observe(&mut self, tokens: &[u32], watch: &mut dyn Watch) -> Result<()>;
+
+    /// The one call that computes a text, if there is one.
+    ///
+    /// # Errors
+    /// A text that is too long, or tokens that there are not.
+    fn call_for(&self, tokens: &[u32]) -> Result<Option<Call>>;
 }
 
 impl Runner for Decoder {
@@ -44,6 +50,10 @@ impl Runner for Decoder {
     fn observe(&mut self, tokens: &[u32], watch: &mut dyn Watch) -> Result<()> {
         Decoder::observe(self, tokens, watch)
     }
+
+    fn call_for(&self, tokens: &[u32]) -> Result<Option<Call>> {
+        Decoder::call_for(self, tokens)
+    }
 }
 
 impl Runner for Embedder {
@@ -54,6 +64,10 @@ impl Runner for Embedder {
 
     fn observe(&mut self, tokens: &[u32], watch: &mut dyn Watch) -> Result<()> {
         Embedder::observe(self, tokens, watch)
+    }
+
+    fn call_for(&self, tokens: &[u32]) -> Result<Option<Call>> {
+        Embedder::call_for(self, tokens).map(Some)
     }
 }
 
@@ -197,19 +211,18 @@ impl Observer for Sums<'_> {
             return Ok(());
         }
         let inner: usize = value.shape[axis + 1..].iter().product();
-        let mut elements = value.tensor()?.to_f32()?;
-        if self.scale != 1.0 {
-            elements.iter_mut().for_each(|x| *x *= self.scale);
-        }
-        match inner {
-            1 => moments.add(&elements),
-            _ => moments.add(&channels_last(&elements, moments.size(), inner)),
-        }
+        moments.add(&channels_last(value.tensor()?.to_f32()?, moments.size(), inner, self.scale))
     }
 }
 
-/// The channels of each position one after the other.
-fn channels_last(elements: &[f32], channels: usize, inner: usize) -> Vec<f32> {
+/// The channels of each position one after the other, all times `scale`.
+pub(crate) fn channels_last(mut elements: Vec<f32>, channels: usize, inner: usize, scale: f32) -> Vec<f32> {
+    if scale != 1.0 {
+        elements.iter_mut().for_each(|x| *x *= scale);
+    }
+    if inner == 1 {
+        return elements;
+    }
     let mut out = Vec::with_capacity(elements.len());
     for block in elements.chunks_exact(channels * inner) {
         for position in 0..inner {

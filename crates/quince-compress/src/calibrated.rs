@@ -6,8 +6,12 @@
 //! one after the other, each making up for the errors of those before it (GPTQ, Frantar et al. 2023, in the form of LDLQ,
 //! Chee et al. 2023, section 3), then indices (Behdin et al. 2023, QuantEase, section 3) and tables are improved in turn.
 //!
+//! Where weights before W are compressed already, its inputs are not what they were: [`aimed`] moves W first so that what it
+//! computes of them is what it was, as well as that can be.
+//!
 //! [`Guide`] is how the pass asks for what is known of a weight.
 
+mod aim;
 mod factor;
 mod grid;
 mod lanes;
@@ -16,6 +20,7 @@ mod moments;
 mod palette;
 mod rows;
 
+pub use aim::{Cross, Lost, Multiplier, aimed};
 pub use factor::Factor;
 pub(crate) use factor::{DAMPING, TIED_DAMPING};
 pub(crate) use grid::quantize_calibrated;

@@ -1,5 +1,6 @@
 //! Which values the weights of a function are multiplied with.
 
+use crate::Axes;
 use crate::pass::find_use;
 use quince_mil::{Defs, Function, Operation, Var};
 
@@ -8,12 +9,18 @@ use quince_mil::{Defs, Function, Operation, Var};
 pub struct WeightInput {
     /// The name of the weight.
     pub weight: String,
+    /// How its channels lie.
+    pub axes: Axes,
     /// The name of the value's variable.
     pub value: String,
     /// The axis of the value along which the input channels lie.
     pub axis: usize,
     /// How many input channels there are.
     pub channels: usize,
+    /// The name of the variable with the products.
+    pub result: Option<String>,
+    /// Whether rows are also looked up in the weight.
+    pub tied: bool,
 }
 
 /// The inputs of all weights that [`compress`](crate::compress()) would compress, in the order of the program. Weights
@@ -33,8 +40,10 @@ pub fn weight_inputs(function: &Function) -> Vec<WeightInput> {
         for &user in defs.users(*var) {
             let user = &function.block.operations[user];
             if let Some((value, axis)) = channels_of(function, &defs, user, *var) {
-                let value = function.var(value).name.clone();
-                found.push(WeightInput { weight: weight.name().to_owned(), value, axis, channels });
+                let [value, result] = [Some(value), user.outputs.first().copied()]
+                    .map(|var| var.map(|var| function.var(var).name.clone()));
+                let (Some(value), weight, tied) = (value, weight.name().to_owned(), how.tied) else { continue };
+                found.push(WeightInput { weight, axes: how.axes, value, axis, channels, result, tied });
             }
         }
     }

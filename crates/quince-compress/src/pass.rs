@@ -201,7 +201,10 @@ impl Pass<'_> {
         }
         let guide = self.guide.clone().filter(|guide| !found.table && guide.knows(weight.name()));
         let calibrated = usize::from(guide.is_some() && scheme.is_guided());
-        match scheme.lower(weight, &Target { axes: found.axes, opset, guide, tied: found.tied }) {
+        let axes = [found.axes.output, found.axes.input];
+        let aim = guide.as_ref().and_then(|guide| guide.aim(weight, axes));
+        match scheme.lower(aim.as_ref().unwrap_or(weight), &Target { axes: found.axes, opset, guide, tied: found.tied })
+        {
             Ok(lowered) => {
                 self.report.rules[number].calibrated += calibrated;
                 self.count(number, weight, name, found.axes, lowered.byte_len());

@@ -39,5 +39,6 @@ pub use memory::{StateData, StateTensor};
 pub use observe::{Observed, Observer, Origin, Source};
 pub use quince_mil::Limits;
 pub use range::{Finding, RangeReport};
+pub use specialize::fixed;
 pub use strict::Rounding;
 pub use work::{Work, work};

@@ -1,7 +1,11 @@
 //! A function for given input shapes: every size known, everything that can be computed beforehand computed.
 
 use quince_mil::op::ArgInfo;
-use quince_mil::{Arg, Dim, Error, Function, Limits, Operation, Result, Tensor, Value, ValueType, Var, bail, verify};
+use quince_mil::{
+    Arg, Dim, Error, Flexibility, Function, Limits, OpKind, Operation, Result, Tensor, Value, ValueType, Var, bail,
+    verify,
+};
+use std::collections::BTreeMap;
 
 /// A function whose variables all have fixed sizes, and the values of those that are known before it runs.
 pub(crate) struct Specialized {
@@ -51,6 +55,29 @@ pub(crate) fn specialize(
         })?;
     }
     Ok(out)
+}
+
+/// `function` for inputs of these shapes, in the order of its inputs: every size known, and constants in the place of what
+/// can be computed beforehand. Nothing if sizes depend on values, or it branches.
+///
+/// # Errors
+/// Shapes that it does not go with.
+pub fn fixed(function: &Function, shapes: &[Vec<usize>], limits: &Limits) -> Result<Option<Function>> {
+    let Specialized { mut function, constants, .. } = match specialize(function, shapes, limits) {
+        Ok(specialized) => specialized,
+        Err(Unplanned::Dynamic) => return Ok(None),
+        Err(Unplanned::Wrong(error)) => return Err(error),
+    };
+    function.inputs.iter_mut().for_each(|input| input.flexibility = Flexibility::Fixed);
+    for operation in &mut function.block.operations {
+        let [var] = operation.outputs[..] else { continue };
+        if let (None, Some(value)) = (operation.constant(), &constants[var.0 as usize]) {
+            operation.kind = OpKind::from_name("const");
+            operation.inputs.clear();
+            operation.attributes = BTreeMap::from([("val".to_owned(), value.clone())]);
+        }
+    }
+    Ok(Some(function))
 }
 
 impl Specialized {

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use quince_engine::{Engine, Tensors};
 use quince_tensor::{Error, Result, Tensor, bail};
 
-use crate::model::Watch;
+use crate::model::{Call, Watch};
 use batches::{Batch, divide};
 use function::{Encoder, Gives, TokenInput};
 pub use pooling::{Pooling, SentenceModules};
@@ -170,14 +170,24 @@ impl Embedder {
     /// # Errors
     /// As [`Embedder::embed`]; what the observer or the engine reports.
     pub fn observe(&self, sentence: &[u32], watch: &mut dyn Watch) -> Result<()> {
+        let Call { function, inputs, .. } = self.call_for(sentence)?;
+        watch.enter(&function);
+        self.engine.observe(&function, &inputs, &mut self.engine.new_state()?, watch).map(drop)
+    }
+
+    /// The call that computes one sentence, filled with it again and again where no call is of exactly its length.
+    ///
+    /// # Errors
+    /// As [`Embedder::embed`].
+    pub fn call_for(&self, sentence: &[u32]) -> Result<Call> {
         let Some([batch, length]) = self.encoder.shapes.holding(1, sentence.len()).filter(|_| !sentence.is_empty())
         else {
             bail!("found a sentence of {} tokens, expected 1 to {}", sentence.len(), self.encoder.shapes.longest());
         };
         let row: Vec<u32> = sentence.iter().copied().cycle().take(length).collect();
         let inputs = self.inputs(&vec![&row[..]; batch], [batch, length])?;
-        watch.enter(&self.encoder.name);
-        self.engine.observe(&self.encoder.name, &inputs, &mut self.engine.new_state()?, watch).map(drop)
+        // What fills it is text too.
+        Ok(Call { function: self.encoder.name.clone(), inputs, length: sentence.len() })
     }
 
     fn inputs(&self, sentences: &[&[u32]], [batch, length]: [usize; 2]) -> Result<Tensors> {

@@ -49,7 +49,7 @@ pub use detokenize::TextStream;
 pub use diff::{Blame, CallDiff, Compared, Diff, Input};
 pub use embed::{BatchShapes, Embedder, Embeddings, Pooling, Prompts, SentenceModules};
 pub use generate::{ContextFull, Event, FinishReason, GenerateOptions, Generation, LanguageModel, Session, Timings};
-pub use model::{Decoder, Route, Watch, adapters};
+pub use model::{Call, Decoder, Route, Watch, adapters};
 pub use perplexity::{TextPerplexity, Windows, perplexity};
 pub use python::Moment;
 pub use reference::{Continuation, Propose, Reference};

@@ -52,6 +52,17 @@ pub trait Watch: Observer {
     fn enter(&mut self, function: &str);
 }
 
+/// A call of a function.
+#[derive(Clone, Debug)]
+pub struct Call {
+    /// The function.
+    pub function: String,
+    /// Its inputs by name, states left out.
+    pub inputs: Tensors,
+    /// Tokens that it takes; those beyond the text are padding, on which nothing depends that comes before.
+    pub length: usize,
+}
+
 /// Who looks at a call, if anybody does.
 type Watcher<'a> = Option<&'a mut dyn Watch>;
 
@@ -165,6 +176,41 @@ impl Decoder {
             position += call.tokens;
         }
         Ok(())
+    }
+
+    /// The most tokens of a text that one call takes.
+    pub fn at_once(&self) -> usize {
+        match (&self.functions.full, &self.functions.cached) {
+            (Some(full), _) => full.lengths.longest(),
+            (None, Some(cached)) => cached.chunk().unwrap_or(1),
+            (None, None) => 0,
+        }
+    }
+
+    /// The call that computes a text from an empty cache, padded to a length that a function takes; nothing if none takes so
+    /// many tokens.
+    ///
+    /// # Errors
+    /// Tokens beyond the vocabulary; no memory for a cache.
+    pub fn call_for(&self, tokens: &[u32]) -> Result<Option<Call>> {
+        if let Some(full) = &self.functions.full {
+            let Some(length) = full.lengths.holding(tokens.len(), 1) else { return Ok(None) };
+            let inputs = Tensors::from([(INPUT_IDS.to_owned(), ids(tokens, length)?)]);
+            return Ok(Some(Call { function: full.name.clone(), inputs, length }));
+        }
+        let cached = self.functions.cached()?;
+        // Buckets of a context below the length of a call have none.
+        let bucket = cached.holding(cached.chunk().unwrap_or(1));
+        let functions = [Some(&bucket.decode), bucket.prefill.as_ref()].into_iter().flatten();
+        let Some(function) = functions.into_iter().find(|function| function.tokens >= tokens.len()) else {
+            return Ok(None);
+        };
+        let position = (POSITION.to_owned(), Tensor::vector(vec![0i32]));
+        let mut inputs = Tensors::from([(INPUT_IDS.to_owned(), ids(tokens, function.tokens)?), position]);
+        let mut cache = IoCache::new(&function.io)?;
+        cache.fit(function.context)?;
+        cache.enter(&mut inputs)?;
+        Ok(Some(Call { function: function.name.clone(), inputs, length: function.tokens }))
     }
 
     fn score_full(&mut self, tokens: &[u32], on_row: &mut dyn FnMut(usize, &[f32]) -> Result<()>) -> Result<()> {

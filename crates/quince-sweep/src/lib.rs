@@ -14,7 +14,6 @@
 //! written itself. They are measured once; any budget can be met with them.
 
 mod finals;
-mod graft;
 mod html;
 mod judge;
 mod outcome;
@@ -22,7 +21,6 @@ mod plot;
 mod search;
 mod sensitivity;
 
-pub use graft::graft;
 pub use html::html;
 pub use judge::{Cosines, Judge, Measure, Proof, Quality};
 pub use outcome::{Outcome, PartLoss, SweepReport};

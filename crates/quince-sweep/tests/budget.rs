@@ -1,14 +1,14 @@
 //! Budgets on the bundled model: they hold, they are filled, and what is lost is not more than by the same scheme for all.
 
 use quince_checkpoint::Checkpoint;
-use quince_compress::{Nbits, Palette, Scheme, compress_guided};
+use quince_compress::{Nbits, Palette, Scheme, compress_guided, graft};
 use quince_convert::lower::KvCache;
 use quince_convert::{FunctionName, Options as Conversion, convert};
 use quince_engine::Options;
 use quince_mil::Program;
 use quince_mlpackage::Package;
 use quince_runtime::{SpecialTokens, Tokenizer};
-use quince_sweep::{Budget, Effort, Found, Judge, Search, Subject, graft, search};
+use quince_sweep::{Budget, Effort, Found, Judge, Search, Subject, search};
 use std::path::Path;
 
 fn model() -> &'static Path {

@@ -2,11 +2,12 @@
 
 use crate::console::{Console, Counted};
 use crate::failure::Result;
+use crate::options::calibration::Calibration;
 use crate::options::compression::{Asked, Ways};
 use crate::stored;
 use crate::units;
 use quince_calibrate::Texts;
-use quince_compress::{Guide, OptimizationConfig, Report, compress_guided};
+use quince_compress::{OptimizationConfig, Report, compress_guided};
 use quince_engine::{Engine, Options, Precision};
 use quince_mil::Program;
 use quince_mlpackage::Package;
@@ -33,8 +34,8 @@ pub struct Target<'a> {
     pub package: &'a mut Package,
     /// A program with the same weights that is fast on whole texts, if there is one beside the package's.
     pub judged: Option<&'a Program>,
-    /// Who knows what the weights are multiplied with.
-    pub guide: Option<Arc<dyn Guide>>,
+    /// How weights are compressed by what they are multiplied with, if that is asked for.
+    pub calibration: Option<Calibration<'a>>,
     /// The tokenizer for texts.
     pub tokenizer: Option<Tokenizer>,
 }
@@ -84,7 +85,11 @@ pub fn compress(target: Target, asked: Asked, console: &Console) -> Result<Compr
             (found.config.clone(), Some(Allocation::of(&found, uncompressed)))
         }
     };
-    let report = compress_guided(&mut target.package.program, &config, target.guide)?;
+    let program = &mut target.package.program;
+    let report = match &target.calibration {
+        Some(calibration) => calibration.compress(program, target.judged, &config, console)?,
+        None => compress_guided(program, &config, None)?,
+    };
     Ok(Compressed { config, report, allocation })
 }
 
@@ -107,7 +112,10 @@ fn look(target: &Target, ways: Ways, console: &Console) -> Result<(Found, Option
         package.measure()
     };
     // A large model would be calibrated a dozen times over: what its weights lose by their values alone tells enough.
-    let guide = target.guide.clone().filter(|_| parameters <= CALIBRATED);
+    let calibration = target.calibration.as_ref().filter(|_| parameters <= CALIBRATED);
+    let guide = calibration
+        .map(|calibration| calibration.guide(&target.package.program, target.judged, console))
+        .transpose()?;
     let subject = Subject { program: &target.package.program, judged, guide, measure: &measure };
     let effort = Effort::of(parameters, tokens);
     let wanted = Search { schemes: ways.schemes, rungs: ways.rungs, budget: ways.budget, effort };

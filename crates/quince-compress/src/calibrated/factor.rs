@@ -1,7 +1,7 @@
 //! The second moments of inputs in the form that rounding needs: sorted, damped and factored.
 
 use super::Moments;
-use super::matrix::cholesky;
+use super::matrix::{PANEL, View, cholesky, dot, multiply};
 use quince_tensor::{Result, bail};
 
 /// What is usually added to the diagonal, relative to its mean: as in GPTQ (Frantar et al. 2023, section 3.3, step 3).
@@ -20,6 +20,10 @@ pub struct Factor {
     moments: Vec<f32>,
     /// L, n x n; what is above the diagonal is not said.
     lower: Vec<f32>,
+    /// D.
+    pivots: Vec<f32>,
+    /// What sums over inputs were multiplied with.
+    scale: f32,
 }
 
 impl Factor {
@@ -51,8 +55,8 @@ impl Factor {
             let mut lower = matrix.clone();
             match cholesky(&mut lower, size) {
                 Ok(()) => {
-                    normalize(&mut lower, size);
-                    return Ok(Factor { size, order, moments: matrix, lower });
+                    let pivots = normalize(&mut lower, size);
+                    return Ok(Factor { size, order, moments: matrix, lower, pivots, scale });
                 }
                 // Rounding has eaten the smallest direction.
                 Err(_) if damping < 1.0 => damping *= 10.0,
@@ -85,12 +89,56 @@ impl Factor {
     pub(super) fn lower(&self) -> &[f32] {
         &self.lower
     }
+
+    /// What a sum over inputs is multiplied with to go with H.
+    pub(super) fn scale(&self) -> f32 {
+        self.scale
+    }
+
+    /// Replaces rows t, sorted as the columns are, by t H⁻¹: substitution forwards and backwards, a panel at a time.
+    pub(super) fn solve(&self, rows: &mut [f32]) {
+        let n = self.size;
+        let count = rows.len() / n.max(1);
+        let mut known = Vec::new();
+        for first in (0..n).step_by(PANEL) {
+            let size = PANEL.min(n - first);
+            known.clear();
+            rows.chunks_exact(n).for_each(|row| known.extend_from_slice(&row[..first]));
+            let before = View::new(&self.lower[first * n..], size, first, n).transposed();
+            multiply(-1.0, View::new(&known, count, first, first), before, 1.0, &mut rows[first..], n);
+            for row in rows.chunks_exact_mut(n) {
+                for i in first + 1..first + size {
+                    let known = dot(&row[first..i], &self.lower[i * n + first..i * n + i]);
+                    row[i] = (f64::from(row[i]) - known) as f32;
+                }
+            }
+        }
+        for row in rows.chunks_exact_mut(n) {
+            row.iter_mut().zip(&self.pivots).for_each(|(value, pivot)| *value /= pivot);
+        }
+        for first in (0..n).step_by(PANEL).rev() {
+            let (size, end) = (PANEL.min(n - first), n.min(first + PANEL));
+            known.clear();
+            rows.chunks_exact(n).for_each(|row| known.extend_from_slice(&row[end..]));
+            if end < n {
+                let after = View::new(&self.lower[end * n + first..], n - end, size, n);
+                multiply(-1.0, View::new(&known, count, n - end, n - end), after, 1.0, &mut rows[first..], n);
+            }
+            for row in rows.chunks_exact_mut(n) {
+                for i in (first..end).rev() {
+                    let known: f64 = (i + 1..end).map(|k| f64::from(row[k]) * f64::from(self.lower[k * n + i])).sum();
+                    row[i] = (f64::from(row[i]) - known) as f32;
+                }
+            }
+        }
+    }
 }
 
-/// Divides each column by what is on the diagonal.
-fn normalize(lower: &mut [f32], n: usize) {
+/// Divides each column by what is on the diagonal, the squares of which it returns.
+fn normalize(lower: &mut [f32], n: usize) -> Vec<f32> {
     let diagonal: Vec<f32> = (0..n).map(|i| lower[i * n + i]).collect();
     for (i, row) in lower.chunks_exact_mut(n.max(1)).enumerate() {
         row[..=i].iter_mut().zip(&diagonal).for_each(|(value, pivot)| *value /= pivot);
     }
+    diagonal.into_iter().map(|pivot| pivot * pivot).collect()
 }

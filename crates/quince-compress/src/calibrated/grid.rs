@@ -1,14 +1,11 @@
 //! Integers that change least what a weight computes, for scales as they are.
 
 use super::Factor;
-use super::lanes::Lanes;
+use super::lanes::{Lanes, lanes_of};
 use super::rows::Rows;
 use crate::{LinearOptions, Quantized, quantize_linear};
 use quince_tensor::{Result, Tensor, Weight, bail};
 use rayon::prelude::*;
-
-/// Rows that are worked on together.
-const LANES: usize = 32;
 
 /// Quantizes a weight of rank 2, or whose other axes have one element: scales and offsets are those without calibration,
 /// and the integers are chosen column by column so that tr((W - Q) H (W - Q)ᵀ) is small. The error reported is that of the
@@ -25,8 +22,9 @@ pub(crate) fn quantize_calibrated(
     let matrix = Rows::new(weight, [output, input], factor)?;
     let nearest = quantize_linear(weight, options)?;
     let grid = Grid::new(&nearest, options, &matrix, [output, input])?;
-    let batches = (0..matrix.rows.div_ceil(LANES)).into_par_iter().map(|batch| {
-        let range = batch * LANES..matrix.rows.min((batch + 1) * LANES);
+    let most = lanes_of(matrix.rows);
+    let batches = (0..matrix.rows.div_ceil(most)).into_par_iter().map(|batch| {
+        let range = batch * most..matrix.rows.min((batch + 1) * most);
         let rows = matrix.read(range.clone())?;
         let mut lanes = Lanes::new(factor, &rows, rows.len());
         lanes.round_to(|lane, column, value| grid.nearest(range.start + lane, column, value));

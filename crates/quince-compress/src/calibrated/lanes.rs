@@ -6,6 +6,12 @@ use super::matrix::{View, multiply};
 /// Columns that are gone through one by one, between products with all of them.
 const BLOCK: usize = 64;
 
+/// How many rows of a weight with so many are worked on together: enough that arranging H for products with them costs little
+/// beside the products, and few enough that there is work for all threads.
+pub(super) fn lanes_of(rows: usize) -> usize {
+    (rows / 16).clamp(32, 128).next_power_of_two()
+}
+
 /// Rows of a weight, its columns in the order of a [`Factor`]. Rows that follow each other share a table; rows of as many
 /// tables as there are lanes for are worked on together.
 pub(super) struct Lanes<'a> {

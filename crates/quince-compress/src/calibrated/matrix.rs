@@ -64,8 +64,8 @@ pub(super) fn multiply(scale: f32, a: View, b: View, keep: f32, c: &mut [f32], s
     }
 }
 
-/// Columns that are factored at a time.
-const PANEL: usize = 64;
+/// Columns that are worked on at a time.
+pub(super) const PANEL: usize = 64;
 
 /// The lower factor L of a symmetric matrix L Lᵀ of n rows in its place; what is above the diagonal is as it was.
 ///
@@ -119,7 +119,8 @@ fn solve_row(row: &mut [f32], diagonal: &[f32], n: usize, first: usize, size: us
     }
 }
 
-fn dot(a: &[f32], b: &[f32]) -> f64 {
+/// The scalar product.
+pub(super) fn dot(a: &[f32], b: &[f32]) -> f64 {
     a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum()
 }
 

@@ -2,7 +2,7 @@
 
 use super::Factor;
 use super::matrix::{View, multiply};
-use quince_tensor::{Result, bail};
+use quince_tensor::{Result, Weight, bail};
 use rayon::prelude::*;
 use std::sync::Arc;
 
@@ -17,6 +17,13 @@ pub trait Guide: Send + Sync {
 
     /// Whether anything is known, which costs nothing to ask.
     fn knows(&self, weight: &str) -> bool;
+
+    /// What a weight should be instead before it is compressed, where that is known to be something else: of the same name,
+    /// type and shape. Nothing is computed before it is asked for. `axes` are those of its output and input channels.
+    fn aim(&self, weight: &Weight, axes: [usize; 2]) -> Option<Weight> {
+        let _ = (weight, axes);
+        None
+    }
 }
 
 /// The sum of x xᵀ over inputs x: the lower triangle, row after row.
@@ -28,7 +35,7 @@ pub struct Moments {
 }
 
 /// Rows of the sum that one task computes.
-const ROWS: usize = 128;
+const ROWS: usize = 256;
 
 impl Moments {
     /// Of inputs of `size` elements, none of which was seen yet.

@@ -1,23 +1,27 @@
 //! Tables and indices that change least what a weight computes.
 
 use super::Factor;
-use super::lanes::{Lanes, Table};
+use super::lanes::{Lanes, Table, lanes_of};
 use super::rows::Rows;
-use crate::Float;
 use crate::kmeans::{self, Points};
 use crate::palettize::{PaletteGranularity, PalettizeOptions, Palettized};
 use crate::values::divisors;
 use quince_tensor::{DType, Error, Result, Tensor, Weight, bail};
 use rayon::prelude::*;
 
-/// Rows of a group that are worked on together.
-const LANES: usize = 32;
-/// How often tables and indices are improved in turn, at most.
-const ROUNDS: usize = 4;
+/// How often tables and indices are improved in turn, at most, and steps towards the best entries for given indices, each of
+/// which costs as much as rounding does. With many columns a step takes long, and what half of them find is nearly as good.
+const THOROUGH: Effort = Effort { rounds: 4, steps: 4 };
+const LARGE: Effort = Effort { rounds: 2, steps: 2 };
+/// Columns from which on a weight is large.
+const COLUMNS: usize = 1024;
 /// The relative improvement below which another round is not worth its time.
 const WORTH: f64 = 1e-3;
-/// Steps towards the best entries for given indices; each costs as much as rounding does.
-const STEPS: usize = 4;
+
+struct Effort {
+    rounds: usize,
+    steps: usize,
+}
 
 /// Palettizes a weight of rank 2, or whose other axes have one element, so that tr((W - Q) H (W - Q)ᵀ) is small. The
 /// error reported is that of the weight itself, as without calibration.
@@ -42,10 +46,11 @@ pub(crate) fn palettize_calibrated(
         );
     }
     // Small groups are worked on together, so that there are lanes enough.
-    let step = size * (LANES / size).max(1);
+    let most = lanes_of(matrix.rows);
+    let step = size * (most / size).max(1);
     let batches = (0..matrix.rows.div_ceil(step)).into_par_iter().map(|batch| {
         let rows = matrix.read(batch * step..matrix.rows.min((batch + 1) * step))?;
-        solve(&rows, size, factor, options)
+        solve(&rows, [size, most], factor, options)
     });
     let groups: Vec<Group> = batches.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect();
     let entries = options.nbits.entries();
@@ -74,18 +79,23 @@ struct Group {
     sse: f64,
 }
 
-/// Chooses tables and indices of rows, of which every `shared` have a table.
-fn solve(rows: &[Vec<f32>], shared: usize, factor: &Factor, options: &PalettizeOptions) -> Result<Vec<Group>> {
-    let k = options.nbits.entries();
-    let lanes = |rows| Lanes::new(factor, rows, shared.min(LANES));
+/// Chooses tables and indices of rows, of which every `shared` have a table and at most `most` are worked on together.
+fn solve(
+    rows: &[Vec<f32>],
+    [shared, most]: [usize; 2],
+    factor: &Factor,
+    options: &PalettizeOptions,
+) -> Result<Vec<Group>> {
+    let lanes = |rows| Lanes::new(factor, rows, shared.min(most));
     // Either several tables in the lanes of one, or one table for several.
-    let per_lanes = shared.min(LANES) * (LANES / shared).max(1);
+    let per_lanes = shared.min(most) * (most / shared).max(1);
     let mut lanes: Vec<Lanes> = rows.par_chunks(per_lanes).map(lanes).collect();
     let count = rows.len().div_ceil(shared);
     let mut tables = (0..count).map(|table| start(&lanes, table, options)).collect::<Result<Vec<Table>>>()?;
     lanes.par_iter_mut().for_each(|lanes| lanes.round(&tables));
     let mut best: Vec<(f64, Vec<f32>)> = vec![(f64::INFINITY, Vec::new()); count];
-    for round in 0..=ROUNDS {
+    let effort = if factor.size() < COLUMNS { THOROUGH } else { LARGE };
+    for round in 0..=effort.rounds {
         let costs = sum(lanes.par_iter_mut().map(|lanes| lanes.costs(&tables)).collect());
         let mut worth = false;
         for (number, (best, cost)) in best.iter_mut().zip(costs).enumerate() {
@@ -95,11 +105,11 @@ fn solve(rows: &[Vec<f32>], shared: usize, factor: &Factor, options: &PalettizeO
                 lanes.iter_mut().for_each(|lanes| lanes.keep(number));
             }
         }
-        if round == ROUNDS || !worth {
+        if round == effort.rounds || !worth {
             break;
         }
         lanes.par_iter_mut().for_each(|lanes| lanes.descend(&tables));
-        tables = improved(&mut lanes, &tables, k, options.lut)?;
+        tables = improved(&mut lanes, &tables, effort.steps, options)?;
     }
     if best.iter().any(|(_, entries)| entries.is_empty()) {
         bail!("found costs that are not numbers, expected finite moments");
@@ -136,7 +146,8 @@ fn sum(parts: Vec<Vec<f64>>) -> Vec<f64> {
 /// The entries that cost least for the indices as they are, nearly: conjugate gradients on Sᵀ H S δ = Sᵀ H (W - Q)ᵀ,
 /// where S says which element has which index, preconditioned by the diagonal of H; for each table of its own. Indices
 /// are renumbered with the entries, so that these ascend.
-fn improved(lanes: &mut [Lanes], tables: &[Table], k: usize, lut: Float) -> Result<Vec<Table>> {
+fn improved(lanes: &mut [Lanes], tables: &[Table], steps: usize, options: &PalettizeOptions) -> Result<Vec<Table>> {
+    let k = options.nbits.entries();
     let masses = sum(lanes.iter().map(|lanes| lanes.masses(k)).collect());
     // An entry that no element has stays where it is.
     let solve = |v: &[f64]| -> Vec<f64> {
@@ -151,7 +162,7 @@ fn improved(lanes: &mut [Lanes], tables: &[Table], k: usize, lut: Float) -> Resu
     let mut direction = scaled.clone();
     let mut change = vec![0.0; residual.len()];
     let mut lengths = dots(&residual, &scaled);
-    for _ in 0..STEPS.min(k) {
+    for _ in 0..steps.min(k) {
         let curvature = sum(lanes.par_iter().map(|lanes| lanes.curvature(&direction, k)).collect());
         let along = dots(&direction, &curvature);
         // A table that has arrived takes steps of length 0.
@@ -170,7 +181,7 @@ fn improved(lanes: &mut [Lanes], tables: &[Table], k: usize, lut: Float) -> Resu
     let mut out = Vec::with_capacity(tables.len());
     for (number, (table, change)) in tables.iter().zip(change.chunks_exact(k)).enumerate() {
         let moved = table.entries.iter().zip(change).map(|(entry, change)| f64::from(*entry) + change).collect();
-        let moved = lut.store(moved)?;
+        let moved = options.lut.store(moved)?;
         let mut order: Vec<usize> = (0..moved.len()).collect();
         order.sort_by(|&a, &b| moved[a].total_cmp(&moved[b]).then(a.cmp(&b)));
         let mut new = vec![0u8; k];
@@ -186,7 +197,7 @@ mod tests {
     use super::*;
     use crate::calibrated::{DAMPING, Moments};
     use crate::test_weights::{values, with_threads};
-    use crate::{Nbits, PaletteMode, TableType, palettize};
+    use crate::{Float, Nbits, PaletteMode, TableType, palettize};
 
     /// Inputs whose channels depend on each other, as those of models do.
     fn inputs(count: usize, size: usize) -> Vec<f32> {

@@ -20,16 +20,27 @@ impl<'a> Rows<'a> {
     ///
     /// # Errors
     /// When they are not, or another axis has more than one element.
-    pub fn new(weight: &'a Weight, [output, input]: [usize; 2], factor: &Factor) -> Result<Self> {
+    pub fn new(weight: &'a Weight, axes: [usize; 2], factor: &Factor) -> Result<Self> {
+        let rows = Rows::of(weight, axes)?;
+        match rows.columns == factor.size() {
+            true => Ok(rows),
+            false => {
+                bail!("found statistics of {} inputs, expected {}, those of the weight", factor.size(), rows.columns)
+            }
+        }
+    }
+
+    /// Of a weight with these axes.
+    ///
+    /// # Errors
+    /// When another axis has more than one element, or the weight cannot be read.
+    pub fn of(weight: &'a Weight, [output, input]: [usize; 2]) -> Result<Self> {
         let shape = weight.shape();
         let (Some(&rows), Some(&columns)) = (shape.get(output), shape.get(input)) else {
             bail!("found a weight of shape {shape:?}, expected one with axes {output} and {input}");
         };
         if rows * columns != weight.len() || output == input {
             bail!("found a weight of shape {shape:?}, expected no axes but those of its channels to be longer than 1");
-        }
-        if columns != factor.size() {
-            bail!("found statistics of {} inputs, expected {columns}, those of the weight", factor.size());
         }
         let transposed = if output > input { Some(weight.load()?.to_f32()?) } else { None };
         Ok(Rows { weight, rows, columns, transposed })
@@ -63,5 +74,18 @@ impl<'a> Rows<'a> {
             row.iter().enumerate().for_each(|(column, code)| codes[column * self.rows + number] = *code);
         }
         codes
+    }
+
+    /// Rows one after the other as the weight has them.
+    pub fn lie(&self, rows: Vec<f32>) -> Vec<f32> {
+        match self.transposed {
+            None => rows,
+            Some(_) => {
+                let (height, width) = (self.rows, self.columns);
+                (0..width)
+                    .flat_map(|column| rows[column..].iter().step_by(width.max(1)).take(height).copied())
+                    .collect()
+            }
+        }
     }
 }

@@ -99,8 +99,8 @@ fn compressed(
 ) -> Result<Compressed> {
     let tokenizer = || loading::tokenizer(bundle.directory());
     let beside = output::directory(&args.output);
-    let guide = args.calibration.guide(&package.program, tokenizer, beside, console)?;
-    let target = allocating::Target { package, judged: None, guide, tokenizer: tokenizer()? };
+    let calibration = args.calibration.of(tokenizer, beside)?;
+    let target = allocating::Target { package, judged: None, calibration, tokenizer: tokenizer()? };
     let compressed = allocating::compress(target, asked, console)
         .map_err(|e| e.at(args.package.display()).hint("weights that are compressed already stay as they are"))?;
     compression::warnings(&compressed.config, &args.calibration)

@@ -400,10 +400,12 @@ fn compressed(
     console: &Console,
 ) -> Result<Compressed> {
     let tokenizer = || loading::tokenizer_of(checkpoint);
-    let guide = args.calibration.guide(&package.program, tokenizer, output::directory(&args.output), console)?;
+    let calibration = args.calibration.of(tokenizer, output::directory(&args.output))?;
     let (mut judged, mut tokenizer) = (None, None);
     if matches!(asked, Asked::Search(_)) {
         tokenizer = loading::tokenizer_of(checkpoint)?;
+    }
+    if matches!(asked, Asked::Search(_)) || calibration.is_some() {
         // Whole texts are run at once by a function without a cache.
         let options = Options { functions: vec![FunctionName::Full], kv_cache: KvCache::None, ..args.options() };
         let judge = convert_with(checkpoint, adapters, &options).ok();
@@ -411,7 +413,7 @@ fn compressed(
         let judge = judge.and_then(|judge| judge.with_semantic(converted.semantic.clone(), options.units).ok());
         judged = judge.map(|judge| judge.program);
     }
-    allocating::compress(allocating::Target { package, judged: judged.as_ref(), guide, tokenizer }, asked, console)
+    allocating::compress(allocating::Target { package, judged: judged.as_ref(), calibration, tokenizer }, asked, console)
 }
 
 /// The validation of what was written, if it was asked for.

@@ -144,7 +144,7 @@ fn work(args: &Args, plan: &Plan, workshop: &Workshop, open: &[&Job], console: &
                 console.note(&format!("{} ...", job.name()));
                 match job {
                     Job::Variant(variant) => save(&result_path(args, job.name()), &workshop.variant(variant, console)?),
-                    Job::Parts => save(&result_path(args, job.name()), &workshop.parts(plan)?),
+                    Job::Parts => save(&result_path(args, job.name()), &workshop.parts(plan, console)?),
                 }
             });
             if let Err(error) = done {

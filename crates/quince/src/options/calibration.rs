@@ -3,15 +3,19 @@
 use crate::console::{Console, Counted};
 use crate::failure::{Failure, Result, refused};
 use crate::stored;
-use quince_calibrate::{CollectOptions, RangeRule, Run, Statistics, Texts, activation_ranges, collect};
+use quince_calibrate::{
+    CollectOptions, RangeRule, Run, SequentialOptions, Statistics, Texts, activation_ranges, collect,
+    compress_sequentially,
+};
 use quince_checkpoint::sha256;
-use quince_compress::{ActivationRanges, Guide, OptimizationConfig};
+use quince_compress::{ActivationRanges, Guide, OptimizationConfig, Report, compress_guided};
 use quince_engine::{Engine, Options, Precision};
 use quince_mil::Program;
 use quince_runtime::{Decoder, Embedder, Tokenizer};
+use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, OnceLock};
 
 /// The longest text that is run at once, in tokens, unless the model takes less.
 const LENGTH: usize = 256;
@@ -23,9 +27,10 @@ const WRITERS: u64 = 200_000_000;
 #[derive(clap::Args)]
 #[command(next_help_heading = "Compression")]
 pub struct CalibrationArgs {
-    /// Choose palettes and integers by what weights are multiplied with: run the model on a text, use a file of `quince calibrate`,
-    /// or, without a file, on texts that come with quince and, if it has at most 200 million parameters, as much that it
-    /// writes itself. A text is UTF-8, or JSON lines (.jsonl) with `messages`, which go through the chat template, or `text`
+    /// Choose palettes and integers by what weights are multiplied with: run the model on a text, or, without a file, on texts
+    /// that come with quince and, if it has at most 200 million parameters, as much that it writes itself. Weights are
+    /// compressed in the order of the model, each making up for what those before it lost. Or use a file of `quince
+    /// calibrate`: faster for many compressions, and less exact. A text is UTF-8, or JSON lines (.jsonl) with `messages`, which go through the chat template, or `text`
     #[arg(long, value_name = "FILE", num_args = 0..=1)]
     calibrate: Option<Option<PathBuf>>,
     /// Tokens that the model is run on
@@ -64,8 +69,9 @@ impl CalibrationArgs {
         rule: RangeRule,
         console: &Console,
     ) -> Result<ActivationRanges> {
-        let source = Source { tokenizer, text: self.text(), tokens: self.calibration_tokens, console };
-        on_texts(program, &source, &mut |runs, progress| activation_ranges(program, runs, rule, progress))
+        let tokens = self.calibration_tokens;
+        let source = Source { tokenizer, text: self.text(), tokens, console, written: None };
+        on_texts(program, None, &source, &mut |runs, progress| activation_ranges(program, runs, rule, progress))
     }
 
     /// The text that is to be run, if one is given.
@@ -84,28 +90,103 @@ impl CalibrationArgs {
         }
     }
 
-    /// What is known of the weights of a program, if it is asked for; the tokenizer is read if texts are. Statistics of its
-    /// own are in a file in `directory`, which is gone when the program is.
+    /// The calibration of a model, if it is asked for. Files of its own are in `directory`, gone when nothing needs them.
     ///
     /// # Errors
-    /// When the program cannot be run, or a file not be read.
-    pub fn guide(
-        &self,
-        program: &Program,
+    /// When the tokenizer cannot be read.
+    pub fn of<'a>(
+        &'a self,
         tokenizer: impl FnOnce() -> Result<Option<Tokenizer>>,
-        directory: &Path,
-        console: &Console,
-    ) -> Result<Option<Arc<dyn Guide>>> {
+        directory: &'a Path,
+    ) -> Result<Option<Calibration<'a>>> {
         let Some(source) = &self.calibrate else { return Ok(None) };
-        if let Some(file) = source.as_ref().filter(|file| is_statistics(file)) {
-            return Ok(Some(Arc::new(Statistics::open(file)?)));
-        }
-        let file = tempfile::Builder::new().prefix(".quince-").suffix(".safetensors").tempfile_in(directory);
-        let file = file.map_err(|e| refused("make a file for statistics", directory, &e))?;
-        statistics(program, tokenizer()?.as_ref(), source.as_deref(), self.calibration_tokens, file.path(), console)?;
-        // The map keeps what the name no longer does.
-        Ok(Some(Arc::new(Statistics::open(file.path())?)))
+        let tokenizer = if self.statistics().is_some() { None } else { tokenizer()? };
+        let (source, tokens) = (source.as_deref(), self.calibration_tokens);
+        let (texts, guide) = (Written::default(), OnceLock::new());
+        Ok(Some(Calibration { source, tokens, tokenizer, directory, texts, guide }))
     }
+
+    /// The file of statistics, if one is given.
+    fn statistics(&self) -> Option<&Path> {
+        self.calibrate.iter().flatten().map(PathBuf::as_path).find(|file| is_statistics(file))
+    }
+}
+
+/// How the weights of a model are compressed by what they are multiplied with. Whoever asks again for the same model gets
+/// what was found.
+pub struct Calibration<'a> {
+    /// A text, or a file of statistics.
+    source: Option<&'a Path>,
+    tokens: usize,
+    tokenizer: Option<Tokenizer>,
+    directory: &'a Path,
+    texts: Written,
+    guide: OnceLock<Arc<dyn Guide>>,
+}
+
+impl Calibration<'_> {
+    /// What is known of the weights of a program as it is. `run_on` has the same weights and is fast on whole texts, if
+    /// there is such a program.
+    ///
+    /// # Errors
+    /// When the program cannot be run, or a file not be read or written.
+    pub fn guide(&self, program: &Program, run_on: Option<&Program>, console: &Console) -> Result<Arc<dyn Guide>> {
+        if let Some(guide) = self.guide.get() {
+            return Ok(guide.clone());
+        }
+        let guide: Arc<dyn Guide> = match self.source.filter(|file| is_statistics(file)) {
+            Some(file) => Arc::new(Statistics::open(file)?),
+            None => {
+                let file =
+                    tempfile::Builder::new().prefix(".quince-").suffix(".safetensors").tempfile_in(self.directory);
+                let file = file.map_err(|e| refused("make a file for statistics", self.directory, &e))?;
+                on_texts(program, run_on, &self.texts(console), &mut |runs, progress| {
+                    let options = CollectOptions::default();
+                    collect(run_on.unwrap_or(program), runs, file.path(), options, progress)
+                })?;
+                // The map keeps what the name no longer does.
+                Arc::new(Statistics::open(file.path())?)
+            }
+        };
+        Ok(self.guide.get_or_init(|| guide).clone())
+    }
+
+    /// Compresses a program: one weight after the other, where there are texts and the program allows it. `run_on` as for
+    /// [`Calibration::guide`].
+    ///
+    /// # Errors
+    /// As there, and as [`compress_guided`].
+    pub fn compress(
+        &self,
+        program: &mut Program,
+        run_on: Option<&Program>,
+        config: &OptimizationConfig,
+        console: &Console,
+    ) -> Result<Report> {
+        if self.source.is_none_or(|file| !is_statistics(file)) {
+            let options = SequentialOptions { directory: self.directory, engine: engine_options(console) };
+            let before = program.clone();
+            let report = on_texts(&before, run_on, &self.texts(console), &mut |runs, progress| {
+                compress_sequentially(program, run_on, runs, config, &options, progress)
+            })?;
+            if let Some(report) = report {
+                return Ok(report);
+            }
+            console
+                .note("note: weights are calibrated by their inputs as they were: the program cannot be run in pieces");
+        }
+        let guide = self.guide(program, run_on, console)?;
+        Ok(compress_guided(program, config, Some(guide))?)
+    }
+
+    fn texts<'a>(&'a self, console: &'a Console) -> Source<'a> {
+        let (tokenizer, text) = (self.tokenizer.as_ref(), self.source);
+        Source { tokenizer, text, tokens: self.tokens, console, written: Some(&self.texts) }
+    }
+}
+
+fn engine_options(console: &Console) -> Options {
+    Options { threads: console.threads(), precision: Precision::Default, limits: console.limits() }
 }
 
 /// Runs a program on a text, or on its own, and writes statistics to a file.
@@ -120,38 +201,46 @@ pub fn statistics(
     file: &Path,
     console: &Console,
 ) -> Result<()> {
-    let source = Source { tokenizer, text, tokens, console };
-    on_texts(program, &source, &mut |runs, progress| collect(program, runs, file, CollectOptions::default(), progress))
+    let source = Source { tokenizer, text, tokens, console, written: None };
+    on_texts(program, None, &source, &mut |runs, progress| {
+        collect(program, runs, file, CollectOptions::default(), progress)
+    })
 }
 
 /// Who is told how many texts of how many were run.
 type Progress<'a> = &'a mut dyn FnMut(usize, usize);
 
-/// Does something with a program and its texts.
+/// Does something with a program and its texts, or with one that has the same weights and runs in its place.
 fn on_texts<T>(
     program: &Program,
+    run_on: Option<&Program>,
     source: &Source,
     work: &mut dyn FnMut(&mut [Run], Progress) -> quince_tensor::Result<T>,
 ) -> Result<T> {
     let console = source.console;
-    let options = Options { threads: console.threads(), precision: Precision::Default, limits: console.limits() };
-    let engine = Arc::new(Engine::load(program.clone(), options)?);
+    let load = |program: &Program| Ok::<_, Failure>(Arc::new(Engine::load(program.clone(), engine_options(console))?));
     // A program may be both, each with weights of its own.
-    let (mut decoder, mut embedder) = match (Decoder::new(engine.clone()), Embedder::new(engine)) {
-        (Err(error), Err(_)) => return Err(error.into()),
-        (decoder, embedder) => (decoder.ok(), embedder.ok()),
+    let both = |engine: Arc<Engine>| match (Decoder::new(engine.clone()), Embedder::new(engine)) {
+        (Err(error), Err(_)) => Err(error),
+        (decoder, embedder) => Ok((decoder.ok(), embedder.ok())),
     };
+    let (mut writer, mut embedder) = both(load(program)?)?;
+    let mut decoder = None;
+    if let Some(run_on) = run_on {
+        (decoder, embedder) = both(load(run_on)?)?;
+    }
     let mut runs = Vec::new();
-    if let Some(decoder) = &mut decoder {
+    if let Some(writer) = &mut writer {
         let parameters = stored::weights(program).iter().map(|weight| weight.parameters()).sum();
-        let texts = source.of_decoder(decoder, parameters)?;
-        runs.push(Run { runner: decoder, texts });
+        let length = decoder.as_ref().unwrap_or(writer).at_once().min(LENGTH);
+        let texts = source.of_decoder(writer, length, parameters)?;
+        runs.push(Run { runner: decoder.as_mut().unwrap_or(writer), texts });
     }
     if let Some(embedder) = &mut embedder {
         let texts = source.of_encoder(embedder.shapes().longest())?;
         runs.push(Run { runner: embedder, texts });
     }
-    let bar = console.bar("calibrating", 0, Counted::Things("texts"));
+    let bar = console.bar("calibrating", 0, Counted::Things("steps"));
     let found = work(&mut runs, &mut |done, total| {
         bar.set_length(total as u64);
         bar.set_position(done as u64);
@@ -166,13 +255,16 @@ struct Source<'a> {
     text: Option<&'a Path>,
     tokens: usize,
     console: &'a Console,
+    /// Where texts are that were written already.
+    written: Option<&'a Written>,
 }
+
+/// What a model wrote, by the longest text that was asked for.
+type Written = Mutex<HashMap<usize, Texts>>;
 
 impl Source<'_> {
     /// A given text; or what comes with quince, and what a small model, or one without a tokenizer, writes itself.
-    fn of_decoder(&self, decoder: &mut Decoder, parameters: u64) -> Result<Texts> {
-        let longest = decoder.routes().first().map_or(0, |&route| decoder.longest(route));
-        let length = LENGTH.min(longest);
+    fn of_decoder(&self, decoder: &mut Decoder, length: usize, parameters: u64) -> Result<Texts> {
         if let Some(path) = self.text {
             return windows(path, self.tokenizer()?, [length, self.tokens]);
         }
@@ -184,6 +276,11 @@ impl Source<'_> {
         };
         let wanted = self.tokens.saturating_sub(texts.tokens());
         if wanted > 0 && (small || texts.windows.is_empty()) {
+            let known = self.written.map(|written| written.lock().unwrap_or_else(|poisoned| poisoned.into_inner()));
+            if let Some(written) = known.as_ref().and_then(|known| known.get(&length)) {
+                texts.windows.extend_from_slice(&written.windows);
+                return Ok(texts);
+            }
             let begin = self.tokenizer.map(|tokenizer| tokenizer.begin_of_text()).transpose()?.flatten();
             let ends = self.tokenizer.map_or(&[][..], |tokenizer| tokenizer.eos());
             let bar = self.console.bar("writing texts", wanted as u64, Counted::Things("tokens"));
@@ -191,7 +288,9 @@ impl Source<'_> {
                 bar.set_position(done as u64);
             });
             bar.finish_and_clear();
-            texts.windows.extend(written?.windows);
+            let written = written?;
+            texts.windows.extend_from_slice(&written.windows);
+            known.into_iter().for_each(|mut known| drop(known.insert(length, written.clone())));
         }
         Ok(texts)
     }

@@ -6,16 +6,17 @@ use crate::bundling;
 use crate::console::Console;
 use crate::failure::{Failure, Result, refused};
 use crate::loading;
+use crate::options::calibration::Calibration;
 use quince_calibrate::Texts;
 use quince_checkpoint::Checkpoint;
-use quince_compress::{Component, Guide, OptimizationConfig, compress_guided, layer_of};
+use quince_compress::{Component, OptimizationConfig, compress_guided, graft, layer_of};
 use quince_convert::lower::KvCache;
 use quince_convert::{FunctionName, Options as Conversion, convert};
 use quince_engine::{Engine, Options, Precision};
 use quince_mil::Program;
 use quince_mlpackage::Package;
 use quince_runtime::{Decoder, LanguageModel};
-use quince_sweep::{Effort, Judge, Outcome, PartLoss, Sensitivities, candidates, graft};
+use quince_sweep::{Effort, Judge, Outcome, PartLoss, Sensitivities, candidates};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -41,7 +42,7 @@ pub struct Workshop<'a> {
     /// The same weights in a function without a cache.
     full: Program,
     judge: Judge,
-    guide: Option<Arc<dyn Guide>>,
+    calibration: Option<Calibration<'a>>,
     options: Options,
     /// What is decoded to see how fast that is.
     text: Vec<u32>,
@@ -72,9 +73,9 @@ impl<'a> Workshop<'a> {
         let texts = Texts::of_text(&plan.content, &tokenizer, length, tokens).map_err(|e| e.at(&plan.text))?;
         drop(decoder);
         let text = texts.windows.first().cloned().unwrap_or_default();
-        let guide = args.calibration.guide(&program, || Ok(Some(tokenizer)), &args.output, console)?;
+        let calibration = args.calibration.of(|| Ok(Some(tokenizer)), &args.output)?;
         let judge = Judge::new(full.clone(), texts.windows, options.clone())?;
-        Ok(Workshop { args, workers, program, full, judge, guide, options, text })
+        Ok(Workshop { args, workers, program, full, judge, calibration, options, text })
     }
 
     /// How many jobs run at a time.
@@ -90,7 +91,7 @@ impl<'a> Workshop<'a> {
         let start = Instant::now();
         let path = self.args.output.join(format!("{}.mlpackage", variant.name));
         let (package, full) =
-            (Package::new(self.compressed(&self.program, variant)?), self.compressed(&self.full, variant)?);
+            (Package::new(self.compressed(variant, console)?), self.plainly_compressed(&self.full, variant)?);
         let written = bundling::write_package(&package, &path, console)?;
         let shipped = Package::read(&path)?.program;
         let quality = match variant.scheme {
@@ -123,10 +124,12 @@ impl<'a> Workshop<'a> {
     ///
     /// # Errors
     /// What the engine reports.
-    pub fn parts(&self, plan: &Plan) -> Result<Vec<PartLoss>> {
+    pub fn parts(&self, plan: &Plan, console: &Console) -> Result<Vec<PartLoss>> {
         let Some(scheme) = plan.smallest() else { return Ok(Vec::new()) };
         let weights = candidates(&self.full, &[scheme])?;
-        let shared = (&self.full, &self.judge, self.guide.as_ref());
+        let guide = |calibration: &Calibration| calibration.guide(&self.program, Some(&self.full), console);
+        let guide = self.calibration.as_ref().map(guide).transpose()?;
+        let shared = (&self.full, &self.judge, guide.as_ref());
         let found = Sensitivities::of_parts(shared, &weights, scheme, Effort { runs: PART_RUNS })?;
         let name = |i: &usize| weights[*i].name.as_str();
         let mut parts: Vec<(Option<usize>, PartLoss)> = found
@@ -141,11 +144,21 @@ impl<'a> Workshop<'a> {
         Ok(parts.into_iter().map(|(_, part)| part).collect())
     }
 
-    fn compressed(&self, program: &Program, variant: &Variant) -> Result<Program> {
+    /// The program of the packages, compressed as it was asked for.
+    fn compressed(&self, variant: &Variant, console: &Console) -> Result<Program> {
+        let (Some(calibration), Some(scheme)) = (&self.calibration, variant.scheme) else {
+            return self.plainly_compressed(&self.program, variant);
+        };
+        let mut program = self.program.clone();
+        calibration.compress(&mut program, Some(&self.full), &OptimizationConfig::all(scheme), console)?;
+        Ok(program)
+    }
+
+    /// A program, compressed without regard to what weights are multiplied with; nothing is computed yet.
+    fn plainly_compressed(&self, program: &Program, variant: &Variant) -> Result<Program> {
         let mut program = program.clone();
         if let Some(scheme) = variant.scheme {
-            compress_guided(&mut program, &OptimizationConfig::all(scheme), self.guide.clone())
-                .map_err(|e| e.at(&variant.name))?;
+            compress_guided(&mut program, &OptimizationConfig::all(scheme), None).map_err(|e| e.at(&variant.name))?;
         }
         Ok(program)
     }
