@@ -85,8 +85,11 @@ pub fn compress_sequentially(
         None => out.clone(),
         Some(run_on) => {
             let mut compressed = run_on.clone();
-            compress_guided(&mut compressed, config, Some(Arc::new(turns.clone())))?;
-            graft(&mut compressed, &out)?;
+            let result = compress_guided(&mut compressed, config, Some(Arc::new(turns.clone())));
+            // A rule or a weight that only one of them has.
+            if result.and_then(|_| graft(&mut compressed, &out)).is_err() {
+                return Ok(None);
+            }
             compressed
         }
     };

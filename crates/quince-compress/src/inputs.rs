@@ -40,9 +40,9 @@ pub fn weight_inputs(function: &Function) -> Vec<WeightInput> {
         for &user in defs.users(*var) {
             let user = &function.block.operations[user];
             if let Some((value, axis)) = channels_of(function, &defs, user, *var) {
-                let [value, result] = [Some(value), user.outputs.first().copied()]
-                    .map(|var| var.map(|var| function.var(var).name.clone()));
-                let (Some(value), weight, tied) = (value, weight.name().to_owned(), how.tied) else { continue };
+                let name = |var: Var| function.var(var).name.clone();
+                let (value, result) = (name(value), user.outputs.first().copied().map(name));
+                let (weight, tied) = (weight.name().to_owned(), how.tied);
                 found.push(WeightInput { weight, axes: how.axes, value, axis, channels, result, tied });
             }
         }

@@ -178,11 +178,11 @@ impl Decoder {
         Ok(())
     }
 
-    /// The most tokens of a text that one call takes.
+    /// The most tokens of a text that one call takes; as many as there is room for where each has a call of its own.
     pub fn at_once(&self) -> usize {
         match (&self.functions.full, &self.functions.cached) {
             (Some(full), _) => full.lengths.longest(),
-            (None, Some(cached)) => cached.chunk().unwrap_or(1),
+            (None, Some(cached)) => cached.chunk().unwrap_or(cached.context()),
             (None, None) => 0,
         }
     }

@@ -31,14 +31,7 @@ impl Cross {
     /// When they are not equally many, or their sums leave the range of float32.
     pub fn add(&mut self, vectors: &[f32], inputs: &[f32]) -> Result<()> {
         let (rows, size) = (self.rows.max(1), self.size.max(1));
-        let count = inputs.len() / size;
-        if count * size != inputs.len() || count * rows != vectors.len() {
-            bail!(
-                "found {} and {} elements, expected vectors of {rows} and as many of {size}",
-                vectors.len(),
-                inputs.len()
-            );
-        }
+        let count = pairs(vectors, rows, inputs, size)?;
         self.sums.par_chunks_mut(ROWS * size).enumerate().for_each(|(block, sums)| {
             let height = sums.len() / size;
             let left = View::new(&vectors[block * ROWS..], count, height, rows).transposed();
@@ -48,6 +41,19 @@ impl Cross {
             true => Ok(()),
             false => bail!("the moments of {count} inputs leave the range of float32"),
         }
+    }
+}
+
+/// How many vectors of `rows` elements there are, and as many inputs of `size`.
+fn pairs(vectors: &[f32], rows: usize, inputs: &[f32], size: usize) -> Result<usize> {
+    let count = inputs.len() / size;
+    match count * size == inputs.len() && count * rows == vectors.len() {
+        true => Ok(count),
+        false => bail!(
+            "found {} and {} elements, expected vectors of {rows} and as many of {size}",
+            vectors.len(),
+            inputs.len()
+        ),
     }
 }
 
@@ -76,14 +82,7 @@ impl Multiplier {
     /// When there are not as many results as inputs.
     pub fn add(&self, inputs: &[f32], results: &mut [f32]) -> Result<()> {
         let (rows, size) = (self.rows.max(1), self.size.max(1));
-        let count = inputs.len() / size;
-        if count * size != inputs.len() || count * rows != results.len() {
-            bail!(
-                "found {} and {} elements, expected inputs of {size} and as many results of {rows}",
-                inputs.len(),
-                results.len()
-            );
-        }
+        pairs(results, rows, inputs, size)?;
         let weight = View::new(&self.weight, self.rows, size, size).transposed();
         results.par_chunks_mut(INPUTS * rows).zip(inputs.par_chunks(INPUTS * size)).for_each(|(results, inputs)| {
             multiply(1.0, View::new(inputs, inputs.len() / size, size, size), weight, 1.0, results, rows);

@@ -30,7 +30,8 @@ pub struct CalibrationArgs {
     /// Choose palettes and integers by what weights are multiplied with: run the model on a text, or, without a file, on texts
     /// that come with quince and, if it has at most 200 million parameters, as much that it writes itself. Weights are
     /// compressed in the order of the model, each making up for what those before it lost. Or use a file of `quince
-    /// calibrate`: faster for many compressions, and less exact. A text is UTF-8, or JSON lines (.jsonl) with `messages`, which go through the chat template, or `text`
+    /// calibrate`: faster for many compressions, and less exact. A text is UTF-8, or JSON lines (.jsonl) with `messages`,
+    /// which go through the chat template, or `text`
     #[arg(long, value_name = "FILE", num_args = 0..=1)]
     calibrate: Option<Option<PathBuf>>,
     /// Tokens that the model is run on
@@ -71,7 +72,7 @@ impl CalibrationArgs {
     ) -> Result<ActivationRanges> {
         let tokens = self.calibration_tokens;
         let source = Source { tokenizer, text: self.text(), tokens, console, written: None };
-        on_texts(program, None, &source, &mut |runs, progress| activation_ranges(program, runs, rule, progress))
+        on_texts(program, None, &source, &mut |runs, _, progress| activation_ranges(program, runs, rule, progress))
     }
 
     /// The text that is to be run, if one is given.
@@ -140,7 +141,7 @@ impl Calibration<'_> {
                 let file =
                     tempfile::Builder::new().prefix(".quince-").suffix(".safetensors").tempfile_in(self.directory);
                 let file = file.map_err(|e| refused("make a file for statistics", self.directory, &e))?;
-                on_texts(program, run_on, &self.texts(console), &mut |runs, progress| {
+                on_texts(program, run_on, &self.texts(console), &mut |runs, run_on, progress| {
                     let options = CollectOptions::default();
                     collect(run_on.unwrap_or(program), runs, file.path(), options, progress)
                 })?;
@@ -166,7 +167,7 @@ impl Calibration<'_> {
         if self.source.is_none_or(|file| !is_statistics(file)) {
             let options = SequentialOptions { directory: self.directory, engine: engine_options(console) };
             let before = program.clone();
-            let report = on_texts(&before, run_on, &self.texts(console), &mut |runs, progress| {
+            let report = on_texts(&before, run_on, &self.texts(console), &mut |runs, run_on, progress| {
                 compress_sequentially(program, run_on, runs, config, &options, progress)
             })?;
             if let Some(report) = report {
@@ -202,7 +203,7 @@ pub fn statistics(
     console: &Console,
 ) -> Result<()> {
     let source = Source { tokenizer, text, tokens, console, written: None };
-    on_texts(program, None, &source, &mut |runs, progress| {
+    on_texts(program, None, &source, &mut |runs, _, progress| {
         collect(program, runs, file, CollectOptions::default(), progress)
     })
 }
@@ -210,13 +211,12 @@ pub fn statistics(
 /// Who is told how many texts of how many were run.
 type Progress<'a> = &'a mut dyn FnMut(usize, usize);
 
-/// Does something with a program and its texts, or with one that has the same weights and runs in its place.
-fn on_texts<T>(
-    program: &Program,
-    run_on: Option<&Program>,
-    source: &Source,
-    work: &mut dyn FnMut(&mut [Run], Progress) -> quince_tensor::Result<T>,
-) -> Result<T> {
+/// What is done with texts, and with the program that runs in another's place, if one does.
+type Work<'a, T> = &'a mut dyn FnMut(&mut [Run], Option<&Program>, Progress) -> quince_tensor::Result<T>;
+
+/// Does something with a program and its texts, or with one that has the same weights and runs in its place: it is told
+/// which.
+fn on_texts<T>(program: &Program, run_on: Option<&Program>, source: &Source, work: Work<T>) -> Result<T> {
     let console = source.console;
     let load = |program: &Program| Ok::<_, Failure>(Arc::new(Engine::load(program.clone(), engine_options(console))?));
     // A program may be both, each with weights of its own.
@@ -225,6 +225,8 @@ fn on_texts<T>(
         (decoder, embedder) => Ok((decoder.ok(), embedder.ok())),
     };
     let (mut writer, mut embedder) = both(load(program)?)?;
+    // What makes embeddings besides runs only as the program that it is.
+    let run_on = run_on.filter(|_| writer.is_some() && embedder.is_none());
     let mut decoder = None;
     if let Some(run_on) = run_on {
         (decoder, embedder) = both(load(run_on)?)?;
@@ -241,7 +243,7 @@ fn on_texts<T>(
         runs.push(Run { runner: embedder, texts });
     }
     let bar = console.bar("calibrating", 0, Counted::Things("steps"));
-    let found = work(&mut runs, &mut |done, total| {
+    let found = work(&mut runs, run_on, &mut |done, total| {
         bar.set_length(total as u64);
         bar.set_position(done as u64);
     });
