@@ -14,7 +14,6 @@ mod engine;
 mod fuse;
 #[cfg(test)]
 mod hostile;
-pub mod kernels;
 mod memory;
 mod observe;
 mod plan_cache;
@@ -37,6 +36,7 @@ mod work;
 pub use engine::{Engine, Options, Precision, State, Tensors};
 pub use memory::{StateData, StateTensor};
 pub use observe::{Observed, Observer, Origin, Source};
+pub use quince_kernels as kernels;
 pub use quince_mil::Limits;
 pub use range::{Finding, RangeReport};
 pub use specialize::fixed;

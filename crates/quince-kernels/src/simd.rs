@@ -311,31 +311,31 @@ macro_rules! for_isa {
         #[target_feature(enable = "avx2,fma,f16c,bmi2")]
         unsafe fn avx2($($arg: $ty),*) $(-> $ret)? {
             // SAFETY: this function is only called when the processor has these instructions.
-            unsafe { $generic::<$crate::kernels::simd::Avx2>($($arg),*) }
+            unsafe { $generic::<$crate::simd::Avx2>($($arg),*) }
         }
         #[cfg(target_arch = "x86_64")]
         #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c,bmi2")]
         unsafe fn avx512($($arg: $ty),*) $(-> $ret)? {
             // SAFETY: this function is only called when the processor has these instructions.
-            unsafe { $generic::<$crate::kernels::simd::Avx512>($($arg),*) }
+            unsafe { $generic::<$crate::simd::Avx512>($($arg),*) }
         }
         #[cfg(target_arch = "aarch64")]
         #[target_feature(enable = "neon")]
         unsafe fn neon($($arg: $ty),*) $(-> $ret)? {
             // SAFETY: every 64-bit Arm processor has Neon.
-            unsafe { $generic::<$crate::kernels::simd::Neon>($($arg),*) }
+            unsafe { $generic::<$crate::simd::Neon>($($arg),*) }
         }
         // SAFETY: an `Isa` other than the portable one is only made when the machine has it; what the generic
         // function asks for besides is vouched for where this macro is used.
         unsafe {
             match $isa {
                 #[cfg(target_arch = "x86_64")]
-                $crate::kernels::Isa::Avx2 => avx2($($value),*),
+                $crate::Isa::Avx2 => avx2($($value),*),
                 #[cfg(target_arch = "x86_64")]
-                $crate::kernels::Isa::Avx512 => avx512($($value),*),
+                $crate::Isa::Avx512 => avx512($($value),*),
                 #[cfg(target_arch = "aarch64")]
-                $crate::kernels::Isa::Neon => neon($($value),*),
-                _ => $generic::<$crate::kernels::simd::Portable>($($value),*),
+                $crate::Isa::Neon => neon($($value),*),
+                _ => $generic::<$crate::simd::Portable>($($value),*),
             }
         }
     }};

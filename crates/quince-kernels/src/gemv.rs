@@ -47,7 +47,7 @@ impl<'a> Activations<'a> {
 }
 
 /// Most rows of activations that are multiplied with packed bytes as they stream by.
-pub(crate) const FEW_ROWS: usize = 12;
+pub const FEW_ROWS: usize = 12;
 
 /// The order of activations for the integer kernel of `weight`, if there is one.
 fn integer_order(isa: Isa, weight: &PackedWeight) -> Option<Order> {

@@ -21,7 +21,7 @@ impl PackedWeight {
     ///
     /// # Errors
     /// When there is no memory for the bytes.
-    pub(crate) fn narrowed(&self) -> Result<Option<PackedWeight>> {
+    pub fn narrowed(&self) -> Result<Option<PackedWeight>> {
         let (rows, cols) = (self.rows(), self.cols());
         let block = [BLOCK, BLOCK / 2, BLOCK / 4].into_iter().find(|&block| cols > 0 && cols.is_multiple_of(block));
         let (Encoding::Dense(_), Some(block)) = (self.encoding(), block) else { return Ok(None) };

@@ -29,7 +29,7 @@ impl Laid {
 
 impl PackedWeight {
     /// Bytes that its panels take: many times its own where it has few rows.
-    pub(crate) fn laid_len(&self) -> usize {
+    pub fn laid_len(&self) -> usize {
         let rows = self.rows().next_multiple_of(tile_cols(Isa::detect()));
         rows.saturating_mul(self.cols()).saturating_mul(size_of::<f32>())
     }
@@ -38,7 +38,7 @@ impl PackedWeight {
     ///
     /// # Errors
     /// When there is no memory for the panels.
-    pub(crate) fn laid_out(&self) -> Result<Option<PackedWeight>> {
+    pub fn laid_out(&self) -> Result<Option<PackedWeight>> {
         let (rows, k) = (self.rows(), self.cols());
         if k == 0 || !matches!(self.encoding(), Encoding::Dense(Floats::F32(_))) {
             return Ok(None);

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::{Added, Attention, Mask, Strides};
-use crate::kernels::{Kernels, SharedMut};
+use crate::{Kernels, SharedMut};
 
 /// From the first to the last position that each row sees.
 pub(super) struct Ranges {

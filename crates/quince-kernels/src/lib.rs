@@ -34,7 +34,7 @@ mod weights;
 pub use attention::{Added, Attention, Cache, Heads, HeadsMut, Mask, Strides, attention};
 pub use convert::{f16_to_f32, f32_to_f16};
 pub use dequantize::dequantize_row;
-pub(crate) use gemv::FEW_ROWS;
+pub use gemv::FEW_ROWS;
 pub use isa::Isa;
 pub use limits::{ArithmeticPeak, Limits, limits};
 pub use linear::{Accuracy, Linear, linear, linear_many};
@@ -66,7 +66,7 @@ impl Kernels {
     }
 
     /// Calls `f(first row, rows)` for runs of whole rows of `data`, in parallel when there is enough to do.
-    pub(crate) fn for_rows<T: Send>(&self, data: &mut [T], row_len: usize, f: impl Fn(usize, &mut [T]) + Sync) {
+    pub fn for_rows<T: Send>(&self, data: &mut [T], row_len: usize, f: impl Fn(usize, &mut [T]) + Sync) {
         /// Elements that one task should have at least: some microseconds of work.
         const GRAIN: usize = 8192;
         if row_len == 0 || data.is_empty() {

@@ -1,13 +1,13 @@
 //! Speed of the kernels on this machine, beside what memory and arithmetic allow.
 //!
-//! `cargo run --release -p quince-engine --example kernels [name part]`
+//! `cargo run --release -p quince-kernels --example kernels [name part]`
 
 #![allow(clippy::print_stdout, reason = "a benchmark prints")]
 
 use std::time::Instant;
 
 use half::f16;
-use quince_engine::kernels::{
+use quince_kernels::{
     Accuracy, Attention, Cache, CodeType, Floats, GroupAxis, Heads, HeadsMut, Kernels, Mask, PackedWeight, Strides,
     attention, linear,
 };

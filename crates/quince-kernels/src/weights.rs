@@ -272,7 +272,7 @@ impl PackedWeight {
 
     /// Some rows as a matrix of their own, which shares the bytes. `None` where they do not begin with a byte, or are not
     /// whole blocks or groups and not within one.
-    pub(crate) fn part(&self, rows: Range<usize>) -> Option<PackedWeight> {
+    pub fn part(&self, rows: Range<usize>) -> Option<PackedWeight> {
         let count = rows.len();
         (rows.start <= rows.end && rows.end <= self.rows).then_some(())?;
         let (first, len) = (rows.start.checked_mul(self.cols)?, count.checked_mul(self.cols)?);
@@ -320,7 +320,7 @@ impl PackedWeight {
 
     /// The same matrix with the bytes of its elements (not its tables and scales) somewhere else.
     #[must_use]
-    pub(crate) fn with_data(mut self, move_to: impl Fn(&Bytes) -> Bytes) -> PackedWeight {
+    pub fn with_data(mut self, move_to: impl Fn(&Bytes) -> Bytes) -> PackedWeight {
         let data = match &mut self.encoding {
             Encoding::Dense(Floats::F16(bytes) | Floats::F32(bytes)) => bytes,
             Encoding::Lut(lut) => &mut lut.indices,
@@ -341,7 +341,7 @@ impl PackedWeight {
     }
 
     /// The bytes of the elements, row after row, and how many bits one has.
-    pub(crate) fn data(&self) -> (&Bytes, usize) {
+    pub fn data(&self) -> (&Bytes, usize) {
         match &self.encoding {
             Encoding::Dense(values) => (values.bytes(), 8 * values.width()),
             Encoding::Lut(lut) => (&lut.indices, lut.nbits),
@@ -442,7 +442,7 @@ fn check_length(part: &'static str, bytes: &Bytes, expected: Option<usize>) -> R
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::testing::{Random, weight_kinds};
+    use crate::testing::{Random, weight_kinds};
 
     #[test]
     fn elements_follow_core_mls_bit_order() {
