@@ -30,6 +30,7 @@ use quince_tensor::{Error, Result, Tensor, Weight};
 use segments::Segment;
 use spool::Spool;
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use turns::{Turn, Turns};
@@ -37,6 +38,13 @@ use turns::{Turn, Turns};
 /// How much of what was lost of the residual stream the weights make up for that add to it. All of it is best where much is
 /// lost, and follows chance where little is.
 const RESIDUAL: f32 = 0.5;
+/// Channels from which on it takes long to run a model.
+const LARGE: usize = 1024;
+/// Tokens for each channel that are enough to know what a table is multiplied with that is also looked up in; at least one in
+/// as many texts is read.
+const ENOUGH: usize = 4;
+/// Tokens whose values are summed together.
+const BATCH: usize = 2048;
 /// How far values may be from those of the whole function, relative to their norm, where states are cut.
 const SAME: f64 = 0.05;
 
@@ -164,19 +172,23 @@ impl Stage<'_> {
         groups.sort_by_key(|(group, _)| group.at);
         let cuts: Vec<&Group> = groups.iter().map(|(group, _)| *group).collect();
         let Some(pieces) = plan.pieces(&cuts, original, &self.options.engine)? else { return Ok(false) };
-        let mut course = Course::new(plan, pieces);
+        // All channels count besides what is known of them, so that of a large model a part of the texts tells enough.
+        let channels = plan.tied.iter().map(|group| group.channels).max().unwrap_or(1);
+        let tokens: usize = plan.texts.iter().map(|text| text.tokens.len()).sum();
+        let every = if channels < LARGE { 1 } else { (tokens / (ENOUGH * channels)).clamp(1, ENOUGH) };
+        let mut course = Course::new(plan.texts.iter().step_by(every), pieces);
         for (number, (group, is_tied)) in groups.into_iter().enumerate() {
-            course.advance(number, plan, &self.options.engine)?;
+            course.advance(number, &self.options.engine)?;
             if !is_tied {
-                course.forget(number, plan);
+                course.forget(number);
                 continue;
             }
             step();
             let mut moments = Moments::new(group.channels);
-            for (index, text) in plan.texts.iter().enumerate() {
-                moments.add(&text.rows(course.get(index, &group.value)?, group.axis, group.channels)?)?;
+            for texts in course.batches() {
+                moments.add(&course.rows(texts, &group.value, group.axis, group.channels)?)?;
             }
-            course.forget(number, plan);
+            course.forget(number);
             self.turn(group.members.iter().map(|member| (key(member.weight.name()), None)).collect(), moments, None)?;
         }
         Ok(true)
@@ -199,21 +211,22 @@ impl Stage<'_> {
         // One that no padding is in.
         let checked = plan.texts.iter().position(|text| text.tokens.len() == text.length).unwrap_or(0);
         let whole = self.whole(plan, &plan.texts[checked], runner, programs[0])?;
-        let [mut of_original, mut of_compressed] = [Course::new(plan, original), Course::new(plan, compressed)];
+        let [mut of_original, mut of_compressed] =
+            [original, compressed].map(|pieces| Course::new(plan.texts.iter(), pieces));
         for (number, group) in plan.groups.iter().enumerate() {
             step();
-            of_original.advance(number, plan, engine)?;
+            of_original.advance(number, engine)?;
             if let Some(expected) = whole.as_ref().and_then(|whole| whole.get(&group.value))
                 && !is_near(of_original.get(checked, &group.value)?, expected)?
             {
                 return Ok(false);
             }
-            of_compressed.advance(number, plan, engine)?;
+            of_compressed.advance(number, engine)?;
             let n = group.channels;
             let (mut moments, mut sums) = (Moments::new(n), Sums::of(group)?);
-            for (index, text) in plan.texts.iter().enumerate() {
+            for texts in of_original.batches() {
                 let rows =
-                    |of: &Course, value: &str, channels: usize| text.rows(of.get(index, value)?, group.axis, channels);
+                    |of: &Course, value: &str, channels: usize| of.rows(texts.clone(), value, group.axis, channels);
                 let inputs = rows(&of_compressed, &group.value, n)?;
                 moments.add(&inputs)?;
                 let lost_inputs = lost(rows(&of_original, &group.value, n)?, &inputs);
@@ -227,8 +240,8 @@ impl Stage<'_> {
                     sums.add(&lost, &inputs)?;
                 }
             }
-            of_original.forget(number, plan);
-            of_compressed.forget(number, plan);
+            of_original.forget(number);
+            of_compressed.forget(number);
             let mut results: HashMap<String, Cross> =
                 sums.results.into_iter().map(|Results { weight, sums, .. }| (weight, sums)).collect();
             let names = group.members.iter().map(|member| key(member.weight.name()));
@@ -330,21 +343,21 @@ fn lost(mut original: Vec<f32>, compressed: &[f32]) -> Vec<f32> {
 }
 
 /// A program that is run on all texts at once, piece by piece.
-struct Course {
+struct Course<'a> {
     /// By variant.
     pieces: Vec<Vec<Segment>>,
-    /// By text: the values that are still needed.
-    values: Vec<Tensors>,
+    /// Each text with those of its values that are still needed.
+    texts: Vec<(&'a Text, Tensors)>,
 }
 
-impl Course {
+impl<'a> Course<'a> {
     /// At the beginning.
-    fn new(plan: &Plan, pieces: Vec<Vec<Segment>>) -> Course {
-        Course { pieces, values: plan.texts.iter().map(|text| text.inputs.clone()).collect() }
+    fn new(texts: impl Iterator<Item = &'a Text>, pieces: Vec<Vec<Segment>>) -> Self {
+        Course { pieces, texts: texts.map(|text| (text, text.inputs.clone())).collect() }
     }
 
     /// Runs the piece that ends with the value of a group.
-    fn advance(&mut self, number: usize, plan: &Plan, options: &Options) -> Result<()> {
+    fn advance(&mut self, number: usize, options: &Options) -> Result<()> {
         let mut functions = Vec::new();
         for (variant, pieces) in self.pieces.iter_mut().enumerate() {
             let Some(mut function) = pieces[number].function.take() else { continue };
@@ -355,7 +368,7 @@ impl Course {
             return Ok(());
         }
         let engine = Engine::load(Program { functions, ..Program::default() }, options.clone())?;
-        for (text, values) in plan.texts.iter().zip(&mut self.values) {
+        for (text, values) in &mut self.texts {
             let name = text.variant.to_string();
             let Some(function) = engine.program().functions.iter().find(|function| function.name == name) else {
                 continue;
@@ -371,8 +384,8 @@ impl Course {
     }
 
     /// Drops what no piece after this one needs.
-    fn forget(&mut self, number: usize, plan: &Plan) {
-        for (text, values) in plan.texts.iter().zip(&mut self.values) {
+    fn forget(&mut self, number: usize) {
+        for (text, values) in &mut self.texts {
             for name in &self.pieces[text.variant][number].done {
                 values.remove(name);
             }
@@ -380,6 +393,19 @@ impl Course {
     }
 
     fn get(&self, text: usize, value: &str) -> Result<&Tensor> {
-        self.values[text].get(value).ok_or_else(|| Error::new(format!("the value `{value}` was not computed")))
+        self.texts[text].1.get(value).ok_or_else(|| Error::new(format!("the value `{value}` was not computed")))
+    }
+
+    /// Texts whose values are summed together: sums as large as the square of the channels are gone through once for each.
+    fn batches(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+        let longest = self.texts.iter().map(|(text, _)| text.length).max().unwrap_or(1);
+        let (count, size) = (self.texts.len(), (BATCH / longest.max(1)).max(1));
+        (0..count).step_by(size).map(move |first| first..count.min(first + size))
+    }
+
+    /// A value of some texts, a row for each token.
+    fn rows(&self, texts: Range<usize>, value: &str, axis: usize, channels: usize) -> Result<Vec<f32>> {
+        let rows = texts.map(|text| self.texts[text].0.rows(self.get(text, value)?, axis, channels));
+        Ok(rows.collect::<Result<Vec<_>>>()?.concat())
     }
 }

@@ -107,6 +107,10 @@ fn functions_with_a_cache_are_run_in_pieces_or_as_another_program() {
         };
         assert_eq!(ids(&compressed.functions[0]), ids(&compressed.functions[1]));
     }
+    // Another program that lacks a weight.
+    let mut other = full.clone();
+    other.functions[0].block.operations.iter_mut().filter(|o| o.constant().is_some()).for_each(|o| o.name += "_other");
+    assert!(sequentially(&mut package.clone(), Some(&other), texts(&tokenizer, 256), &config(3)).is_none());
     // Texts that are longer than a call cannot be run at once.
     assert!(sequentially(&mut package.clone(), None, texts(&tokenizer, 200), &config(3)).is_none());
 }

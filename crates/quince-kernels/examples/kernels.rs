@@ -8,8 +8,8 @@ use std::time::Instant;
 
 use half::f16;
 use quince_kernels::{
-    Accuracy, Attention, Cache, CodeType, Floats, GroupAxis, Heads, HeadsMut, Kernels, Mask, PackedWeight, Strides,
-    attention, linear,
+    Accuracy, Attention, Cache, CodeType, Floats, GroupAxis, Heads, HeadsMut, Kernels, LANES, Mask, PackedWeight,
+    PanelSizes, Strided, Strides, attention, linear, multiply_panels,
 };
 use quince_tensor::Bytes;
 
@@ -34,6 +34,9 @@ fn main() {
             for m in [16, 64, 512] {
                 bench.prefill(&name, &weight, m);
             }
+        }
+        for n in [2048, 8192] {
+            bench.panels(n);
         }
         bench.attend(1, 2048);
         bench.attend(512, 512);
@@ -126,6 +129,27 @@ impl Bench<'_> {
                     linear(&self.kernels, accuracy, &x, weight, None, &mut y);
                 },
             );
+        }
+    }
+
+    /// A square matrix by panels, each thread with its own, as compression does it: the matrix as it lies, and a product of
+    /// inputs with themselves, of which both sides lie in panels.
+    fn panels(&self, n: usize) {
+        const COLUMNS: usize = 128;
+        let (tasks, stride) = (self.kernels.pool.threads(), n + 16);
+        let (a, x) = (numbers(n * stride), numbers(n * COLUMNS));
+        let results: Vec<_> = (0..tasks).map(|_| std::sync::Mutex::new(vec![0.0; n * COLUMNS])).collect();
+        let (plain, turned) = (Strided { data: &a, row: stride, term: 1 }, Strided { data: &a, row: 1, term: LANES });
+        for (rows, terms, a) in [(n, n, plain), (n, 48, plain), (48, n, plain), (1, 24, plain), (LANES, n, turned)] {
+            let sizes = PanelSizes { rows, terms, columns: COLUMNS, right: n * LANES, row: LANES, panel: n * LANES };
+            let how = if a.term == 1 { "plain" } else { "turned" };
+            let name = format!("panels {how} [{rows}, {terms} of {n}] x {COLUMNS}");
+            self.time(&name, 2.0 * (tasks * rows * terms * COLUMNS) as f64, "GFLOP/s", || {
+                self.kernels.pool.run(tasks, |task| {
+                    let mut y = results[task].lock().unwrap();
+                    multiply_panels(self.kernels.isa, sizes, 1.0, a, &x, &mut y);
+                });
+            });
         }
     }
 

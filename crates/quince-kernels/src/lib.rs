@@ -15,6 +15,7 @@ mod gemv_avx512;
 #[cfg(target_arch = "x86_64")]
 mod gemv_x86;
 mod isa;
+mod lanes;
 mod limits;
 mod linear;
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "only x86-64 has integer kernels"))]
@@ -36,6 +37,7 @@ pub use convert::{f16_to_f32, f32_to_f16};
 pub use dequantize::dequantize_row;
 pub use gemv::FEW_ROWS;
 pub use isa::Isa;
+pub use lanes::{LANES, PanelSizes, Strided, multiply_panels, nearest};
 pub use limits::{ArithmeticPeak, Limits, limits};
 pub use linear::{Accuracy, Linear, linear, linear_many};
 pub use matmul::{Rhs, matmul};

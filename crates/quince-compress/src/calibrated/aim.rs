@@ -1,28 +1,36 @@
 //! The weight that compression aims for where what was compressed before it has changed its inputs.
 
 use super::Factor;
-use super::matrix::{View, multiply};
+use super::matrix::Panels;
 use super::rows::Rows;
+use quince_kernels::{Isa, LANES, PanelSizes, Strided, multiply_panels};
 use quince_tensor::{Result, Tensor, Weight, bail};
 use rayon::prelude::*;
 
-/// Rows that one task works on: enough that arranging the other matrix costs little beside the product with it.
-const ROWS: usize = 512;
-/// Inputs that one task multiplies with a weight.
-const INPUTS: usize = 128;
+/// Rows, or inputs, that one task works on: enough that reading the other matrix costs little beside the product with it.
+const COLUMNS: usize = 4 * LANES;
 
-/// The sum of d xᵀ over inputs x, of `rows` x `size`, each with a vector d that belongs to it.
+/// Elements from a row to the next of a matrix that is read by many rows at a time: these do not all fall into the same
+/// place of a cache.
+fn apart(columns: usize) -> usize {
+    columns.next_multiple_of(16) + 16
+}
+
+/// The sum of x dᵀ over inputs x, each with a vector d that belongs to it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Cross {
+    /// Elements of a vector.
     rows: usize,
+    /// Elements of an input.
     size: usize,
+    /// A row for each element of an input.
     sums: Vec<f32>,
 }
 
 impl Cross {
     /// Of vectors of `rows` elements and inputs of `size`, none of which was seen yet.
     pub fn new(rows: usize, size: usize) -> Cross {
-        Cross { rows, size, sums: vec![0.0; rows * size] }
+        Cross { rows, size, sums: vec![0.0; apart(rows) * size] }
     }
 
     /// Adds vectors and inputs that lie one after the other.
@@ -32,10 +40,10 @@ impl Cross {
     pub fn add(&mut self, vectors: &[f32], inputs: &[f32]) -> Result<()> {
         let (rows, size) = (self.rows.max(1), self.size.max(1));
         let count = pairs(vectors, rows, inputs, size)?;
-        self.sums.par_chunks_mut(ROWS * size).enumerate().for_each(|(block, sums)| {
-            let height = sums.len() / size;
-            let left = View::new(&vectors[block * ROWS..], count, height, rows).transposed();
-            multiply(1.0, left, View::new(inputs, count, size, size), 1.0, sums, size);
+        let (inputs, vectors) = (Panels::new(inputs, count, size), Panels::new(vectors, count, rows));
+        let stride = apart(rows);
+        self.sums.par_chunks_mut(LANES * stride).enumerate().for_each(|(panel, sums)| {
+            inputs.add_products(panel, sums.len() / stride, &vectors, rows, sums, stride);
         });
         match self.sums.iter().all(|sum| sum.is_finite()) {
             true => Ok(()),
@@ -57,11 +65,20 @@ fn pairs(vectors: &[f32], rows: usize, inputs: &[f32], size: usize) -> Result<us
     }
 }
 
+/// Rows of `n` elements as columns in panels of n rows.
+fn turned<'a>(rows: impl IntoIterator<Item = &'a [f32]>, count: usize, n: usize) -> Vec<f32> {
+    let mut panels = vec![0.0; count.div_ceil(LANES) * n * LANES];
+    for (row, values) in rows.into_iter().enumerate() {
+        let out = panels[row / LANES * n * LANES + row % LANES..].iter_mut().step_by(LANES);
+        out.zip(values).for_each(|(out, value)| *out = *value);
+    }
+    panels
+}
+
 /// A weight that inputs are multiplied with.
 pub struct Multiplier {
     rows: usize,
     size: usize,
-    /// Rows one after the other.
     weight: Vec<f32>,
 }
 
@@ -73,7 +90,13 @@ impl Multiplier {
     pub fn new(weight: &Weight, axes: [usize; 2]) -> Result<Multiplier> {
         let matrix = Rows::of(weight, axes)?;
         let (rows, size) = (matrix.rows, matrix.columns);
-        Ok(Multiplier { rows, size, weight: matrix.read(0..rows)?.concat() })
+        let mut weight = vec![0.0; rows * apart(size)];
+        for first in (0..rows).step_by(COLUMNS) {
+            let values = matrix.read(first..rows.min(first + COLUMNS))?;
+            let out = weight[first * apart(size)..].chunks_exact_mut(apart(size));
+            out.zip(values).for_each(|(out, row)| out[..size].copy_from_slice(&row));
+        }
+        Ok(Multiplier { rows, size, weight })
     }
 
     /// Adds W x to the results, for each of the inputs x that lie one after the other.
@@ -83,9 +106,18 @@ impl Multiplier {
     pub fn add(&self, inputs: &[f32], results: &mut [f32]) -> Result<()> {
         let (rows, size) = (self.rows.max(1), self.size.max(1));
         pairs(results, rows, inputs, size)?;
-        let weight = View::new(&self.weight, self.rows, size, size).transposed();
-        results.par_chunks_mut(INPUTS * rows).zip(inputs.par_chunks(INPUTS * size)).for_each(|(results, inputs)| {
-            multiply(1.0, View::new(inputs, inputs.len() / size, size, size), weight, 1.0, results, rows);
+        let weight = Strided { data: &self.weight, row: apart(self.size), term: 1 };
+        results.par_chunks_mut(COLUMNS * rows).zip(inputs.par_chunks(COLUMNS * size)).for_each(|(results, inputs)| {
+            let columns = inputs.len() / size;
+            let inputs = turned(inputs.chunks_exact(size), columns, size);
+            let mut products = vec![0.0; columns.div_ceil(LANES) * rows * LANES];
+            let (rows, terms, panel) = (self.rows, self.size, rows * LANES);
+            let sizes = PanelSizes { rows, terms, columns, right: size * LANES, row: LANES, panel };
+            multiply_panels(Isa::detect(), sizes, 1.0, weight, &inputs, &mut products);
+            for (number, result) in results.chunks_exact_mut(rows.max(1)).enumerate() {
+                let product = products[number / LANES * panel + number % LANES..].iter().step_by(LANES);
+                result.iter_mut().zip(product).for_each(|(result, product)| *result += product);
+            }
         });
         Ok(())
     }
@@ -116,36 +148,46 @@ pub fn aimed(weight: &Weight, axes: [usize; 2], factor: &Factor, lost: Lost) -> 
     if found != expected {
         bail!("found sums of {} x {}, expected {} x {}", found[0], found[1], expected[0], expected[1]);
     }
-    let solved = (0..rows.div_ceil(ROWS)).into_par_iter().map(|block| {
-        let range = block * ROWS..rows.min((block + 1) * ROWS);
-        let height = range.len();
-        let mut values: Vec<f32> = matrix.read(range.clone())?.concat();
-        let scale = factor.scale();
+    let solved = (0..rows.div_ceil(COLUMNS)).into_par_iter().map(|block| {
+        let range = block * COLUMNS..rows.min((block + 1) * COLUMNS);
+        let mut values = matrix.read(range.clone())?;
+        let columns = values.len();
         let wanted = match lost {
             Lost::Inputs(inputs) => {
-                let mut wanted = vec![0.0; values.len()];
-                multiply(
-                    scale,
-                    View::new(&values, height, n, n),
-                    View::new(&inputs.sums, n, n, n),
-                    0.0,
-                    &mut wanted,
-                    n,
-                );
+                let weight = turned(values.iter().map(Vec::as_slice), columns, n);
+                let mut wanted = vec![0.0; weight.len()];
+                let (right, panel) = (n * LANES, n * LANES);
+                let sizes = PanelSizes { rows: n, terms: n, columns, right, row: LANES, panel };
+                let sums = Strided { data: &inputs.sums, row: apart(n), term: 1 };
+                multiply_panels(Isa::detect(), sizes, 1.0, sums, &weight, &mut wanted);
                 wanted
             }
             Lost::Results(results) => {
-                results.sums[range.start * n..range.end * n].iter().map(|sum| scale * sum).collect()
+                let mut wanted = vec![0.0; columns.div_ceil(LANES) * n * LANES];
+                for (panel, wanted) in wanted.chunks_exact_mut(n * LANES).enumerate() {
+                    let first = range.start + panel * LANES;
+                    let lanes = LANES.min(range.end - first);
+                    for (wanted, sums) in wanted.chunks_exact_mut(LANES).zip(results.sums.chunks_exact(apart(rows))) {
+                        wanted[..lanes].copy_from_slice(&sums[first..first + lanes]);
+                    }
+                }
+                wanted
             }
         };
-        let order = factor.order();
-        let mut sorted: Vec<f32> =
-            wanted.chunks_exact(n).flat_map(|row| order.iter().map(|&column| row[column as usize])).collect();
+        let (order, scale) = (factor.order(), factor.scale());
+        let mut sorted = vec![0.0; wanted.len()];
+        for (sorted, wanted) in sorted.chunks_exact_mut(n * LANES).zip(wanted.chunks_exact(n * LANES)) {
+            for (sorted, &column) in sorted.chunks_exact_mut(LANES).zip(order) {
+                let wanted = &wanted[column as usize * LANES..][..LANES];
+                sorted.iter_mut().zip(wanted).for_each(|(sorted, wanted)| *sorted = scale * wanted);
+            }
+        }
         factor.solve(&mut sorted);
-        for (values, change) in values.chunks_exact_mut(n).zip(sorted.chunks_exact(n)) {
+        for (row, values) in values.iter_mut().enumerate() {
+            let change = sorted[row / LANES * n * LANES + row % LANES..].iter().step_by(LANES);
             order.iter().zip(change).for_each(|(&column, change)| values[column as usize] += change);
         }
-        Ok(values)
+        Ok(values.concat())
     });
     let values = solved.collect::<Result<Vec<Vec<f32>>>>()?.concat();
     Tensor::from_vec(weight.shape(), matrix.lie(values))?.cast(weight.dtype())
@@ -166,7 +208,7 @@ mod tests {
     #[test]
     fn results_are_nearest_to_what_they_were() {
         // More rows than a task has, and more columns than a panel.
-        let (rows, n, count) = (ROWS + 3, 150, 400);
+        let (rows, n, count) = (COLUMNS + 3, 150, 400);
         let (w, original) = (values(rows * n, 1), values(count * n, 2));
         let inputs: Vec<f32> = original.iter().zip(values(count * n, 3)).map(|(x, noise)| x + 0.3 * noise).collect();
         let lost_inputs: Vec<f32> = original.iter().zip(&inputs).map(|(x, y)| x - y).collect();
@@ -198,7 +240,7 @@ mod tests {
             };
             (0..n).map(|column| slope(column).abs()).fold(0.0, f64::max)
         };
-        for row in [0, 1, ROWS - 1, ROWS, rows - 1] {
+        for row in [0, 1, COLUMNS - 1, COLUMNS, rows - 1] {
             let all = largest(row);
             let left = (0..n).map(|column| slope(row, column).abs()).fold(0.0, f64::max);
             assert!(left < 1e-3 * all, "row {row}: {left} of {all}");
@@ -218,6 +260,6 @@ mod tests {
         assert!(one.iter().zip(&other).all(|(a, b)| (a - b).abs() < 1e-3), "{one:?} {other:?}");
         assert!(one.iter().zip(&w).any(|(a, w)| (a - w).abs() > 1e-2));
         let error = aimed(&weight, [0, 1], &factor, Lost::Inputs(&of_results)).unwrap_err().to_string();
-        assert!(error.contains("found sums of 515 x 150, expected 150 x 150"), "{error}");
+        assert!(error.contains("found sums of 131 x 150, expected 150 x 150"), "{error}");
     }
 }

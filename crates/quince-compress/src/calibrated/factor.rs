@@ -1,7 +1,8 @@
 //! The second moments of inputs in the form that rounding needs: sorted, damped and factored.
 
 use super::Moments;
-use super::matrix::{PANEL, View, cholesky, dot, multiply};
+use super::matrix::{Square, Step, cholesky};
+use quince_kernels::LANES;
 use quince_tensor::{Result, bail};
 
 /// What is usually added to the diagonal, relative to its mean: as in GPTQ (Frantar et al. 2023, section 3.3, step 3).
@@ -16,10 +17,10 @@ pub struct Factor {
     size: usize,
     /// Which column of the weight each column is.
     order: Vec<u32>,
-    /// H, n x n.
-    moments: Vec<f32>,
-    /// L, n x n; what is above the diagonal is not said.
-    lower: Vec<f32>,
+    /// H.
+    moments: Square,
+    /// L, and Lᵀ above the diagonal.
+    triangles: Square,
     /// D.
     pivots: Vec<f32>,
     /// What sums over inputs were multiplied with.
@@ -46,17 +47,16 @@ impl Factor {
         let scale = (size as f64 / trace) as f32;
         let mut damping = damping;
         loop {
-            let mut matrix = vec![0.0; size * size];
-            for (i, row) in matrix.chunks_exact_mut(size.max(1)).enumerate() {
+            let mut matrix = Square::zeros(size);
+            for (i, row) in matrix.rows_mut().enumerate() {
                 let from = order[i] as usize;
                 row.iter_mut().zip(&order).for_each(|(value, &to)| *value = scale * sum(from, to as usize));
                 row[i] += damping;
             }
-            let mut lower = matrix.clone();
-            match cholesky(&mut lower, size) {
-                Ok(()) => {
-                    let pivots = normalize(&mut lower, size);
-                    return Ok(Factor { size, order, moments: matrix, lower, pivots, scale });
+            match cholesky(matrix.clone()) {
+                Ok(mut triangles) => {
+                    let pivots = normalize(&mut triangles);
+                    return Ok(Factor { size, order, moments: matrix, triangles, pivots, scale });
                 }
                 // Rounding has eaten the smallest direction.
                 Err(_) if damping < 1.0 => damping *= 10.0,
@@ -75,19 +75,19 @@ impl Factor {
         &self.order
     }
 
-    /// H, n x n.
-    pub(super) fn moments(&self) -> &[f32] {
+    /// H.
+    pub(super) fn moments(&self) -> &Square {
         &self.moments
     }
 
     /// An element of the diagonal of H.
     pub(super) fn diagonal(&self, column: usize) -> f32 {
-        self.moments[column * self.size + column]
+        self.moments.row(column)[column]
     }
 
-    /// L, n x n.
-    pub(super) fn lower(&self) -> &[f32] {
-        &self.lower
+    /// L, and Lᵀ above the diagonal.
+    pub(super) fn triangles(&self) -> &Square {
+        &self.triangles
     }
 
     /// What a sum over inputs is multiplied with to go with H.
@@ -95,50 +95,38 @@ impl Factor {
         self.scale
     }
 
-    /// Replaces rows t, sorted as the columns are, by t H⁻¹: substitution forwards and backwards, a panel at a time.
-    pub(super) fn solve(&self, rows: &mut [f32]) {
-        let n = self.size;
-        let count = rows.len() / n.max(1);
-        let mut known = Vec::new();
-        for first in (0..n).step_by(PANEL) {
-            let size = PANEL.min(n - first);
-            known.clear();
-            rows.chunks_exact(n).for_each(|row| known.extend_from_slice(&row[..first]));
-            let before = View::new(&self.lower[first * n..], size, first, n).transposed();
-            multiply(-1.0, View::new(&known, count, first, first), before, 1.0, &mut rows[first..], n);
-            for row in rows.chunks_exact_mut(n) {
-                for i in first + 1..first + size {
-                    let known = dot(&row[first..i], &self.lower[i * n + first..i * n + i]);
-                    row[i] = (f64::from(row[i]) - known) as f32;
-                }
+    /// Replaces columns t in panels, their rows sorted as the columns are, by H⁻¹ t: substitution forwards and backwards.
+    pub(super) fn solve(&self, columns: &mut [f32]) {
+        let mut known = vec![0.0; columns.len()];
+        Step::forwards(self.size).for_each(|step| self.substitute(step, columns, &mut known));
+        for panel in columns.chunks_exact_mut(self.size * LANES) {
+            for (row, pivot) in panel.chunks_exact_mut(LANES).zip(&self.pivots) {
+                row.iter_mut().for_each(|value| *value /= pivot);
             }
         }
-        for row in rows.chunks_exact_mut(n) {
-            row.iter_mut().zip(&self.pivots).for_each(|(value, pivot)| *value /= pivot);
-        }
-        for first in (0..n).step_by(PANEL).rev() {
-            let (size, end) = (PANEL.min(n - first), n.min(first + PANEL));
-            known.clear();
-            rows.chunks_exact(n).for_each(|row| known.extend_from_slice(&row[end..]));
-            if end < n {
-                let after = View::new(&self.lower[end * n + first..], n - end, size, n);
-                multiply(-1.0, View::new(&known, count, n - end, n - end), after, 1.0, &mut rows[first..], n);
-            }
-            for row in rows.chunks_exact_mut(n) {
-                for i in (first..end).rev() {
-                    let known: f64 = (i + 1..end).map(|k| f64::from(row[k]) * f64::from(self.lower[k * n + i])).sum();
-                    row[i] = (f64::from(row[i]) - known) as f32;
-                }
-            }
+        Step::backwards(self.size).for_each(|step| self.substitute(step, columns, &mut known));
+    }
+
+    /// Takes from rows what those of terms contribute. `known` has zeros, before and after.
+    fn substitute(&self, step: Step, columns: &mut [f32], known: &mut [f32]) {
+        let Step::Add { rows, terms } = step else { return };
+        self.triangles.multiply(1.0, &rows, &terms, columns, known);
+        let at = rows.start * LANES..rows.end * LANES;
+        let panels = columns.chunks_exact_mut(self.size * LANES).zip(known.chunks_exact_mut(self.size * LANES));
+        for (values, known) in panels {
+            values[at.clone()].iter_mut().zip(&known[at.clone()]).for_each(|(value, known)| *value -= known);
+            known[at.clone()].fill(0.0);
         }
     }
 }
 
-/// Divides each column by what is on the diagonal, the squares of which it returns.
-fn normalize(lower: &mut [f32], n: usize) -> Vec<f32> {
-    let diagonal: Vec<f32> = (0..n).map(|i| lower[i * n + i]).collect();
-    for (i, row) in lower.chunks_exact_mut(n.max(1)).enumerate() {
-        row[..=i].iter_mut().zip(&diagonal).for_each(|(value, pivot)| *value /= pivot);
+/// Divides both triangles by what is on the diagonal, the squares of which are returned.
+fn normalize(triangles: &mut Square) -> Vec<f32> {
+    let diagonal: Vec<f32> = triangles.rows_mut().enumerate().map(|(i, row)| row[i]).collect();
+    for (i, row) in triangles.rows_mut().enumerate() {
+        let (below, above) = row.split_at_mut(i);
+        below.iter_mut().zip(&diagonal).for_each(|(value, pivot)| *value /= pivot);
+        above.iter_mut().for_each(|value| *value /= diagonal[i]);
     }
     diagonal.into_iter().map(|pivot| pivot * pivot).collect()
 }

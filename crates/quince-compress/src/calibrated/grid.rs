@@ -27,7 +27,12 @@ pub(crate) fn quantize_calibrated(
         let range = batch * most..matrix.rows.min((batch + 1) * most);
         let rows = matrix.read(range.clone())?;
         let mut lanes = Lanes::new(factor, &rows, rows.len());
-        lanes.round_to(|lane, column, value| grid.nearest(range.start + lane, column, value));
+        lanes.round_to(|segment, column, values, codes, found| {
+            let elements = values.iter().zip(codes).zip(found).enumerate();
+            elements.for_each(|(lane, ((&value, code), found))| {
+                (*code, *found) = grid.nearest(range.start + segment.first() + lane, column, value);
+            });
+        });
         lanes.keep(0);
         let codes: Vec<Vec<u8>> = (0..rows.len()).map(|row| lanes.row_codes(row)).collect();
         let error = |row: usize, column: usize| {

@@ -1,7 +1,8 @@
 //! What is known of the inputs of a weight: their second moments.
 
 use super::Factor;
-use super::matrix::{View, multiply};
+use super::matrix::Panels;
+use quince_kernels::LANES;
 use quince_tensor::{Result, Weight, bail};
 use rayon::prelude::*;
 use std::sync::Arc;
@@ -33,9 +34,6 @@ pub struct Moments {
     sums: Vec<f32>,
     count: u64,
 }
-
-/// Rows of the sum that one task computes.
-const ROWS: usize = 256;
 
 impl Moments {
     /// Of inputs of `size` elements, none of which was seen yet.
@@ -87,22 +85,21 @@ impl Moments {
             bail!("found {} elements, expected inputs of {n}", inputs.len());
         }
         let count = inputs.len() / n;
+        let inputs = Panels::new(inputs, count, n);
         // Tasks own rows of the triangle, which lie one after the other.
         let mut rest = &mut self.sums[..];
         let mut tasks = Vec::new();
-        for first in (0..n).step_by(ROWS) {
-            let end = n.min(first + ROWS);
+        for first in (0..n).step_by(LANES) {
+            let end = n.min(first + LANES);
             let (rows, others) = rest.split_at_mut(Moments::triangle(end) - Moments::triangle(first));
             tasks.push((first, end, rows));
             rest = others;
         }
-        tasks.into_par_iter().for_each(|(first, end, sums)| {
-            let mut product = vec![0.0; (end - first) * end];
-            let left = View::new(&inputs[first..], count, end - first, n).transposed();
-            let right = View::new(inputs, count, end, n);
-            multiply(1.0, left, right, 0.0, &mut product, end);
+        tasks.into_par_iter().rev().for_each(|(first, end, sums)| {
+            let mut product = vec![0.0; (end - first) * end.next_multiple_of(LANES)];
+            inputs.add_products(first / LANES, end - first, &inputs, end, &mut product, end.next_multiple_of(LANES));
             let mut at = 0;
-            for (row, product) in (first..end).zip(product.chunks_exact(end)) {
+            for (row, product) in (first..end).zip(product.chunks_exact(end.next_multiple_of(LANES))) {
                 sums[at..=at + row].iter_mut().zip(product).for_each(|(sum, product)| *sum += product);
                 at += row + 1;
             }
@@ -122,7 +119,7 @@ mod tests {
 
     #[test]
     fn sums_are_those_of_the_definition() {
-        let (n, count) = (ROWS + 5, 11);
+        let (n, count) = (2 * LANES + 5, 11);
         let x = values(n * count, 1);
         let mut moments = Moments::new(n);
         moments.add(&x[..4 * n]).unwrap();

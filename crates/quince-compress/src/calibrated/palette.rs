@@ -11,16 +11,22 @@ use rayon::prelude::*;
 
 /// How often tables and indices are improved in turn, at most, and steps towards the best entries for given indices, each of
 /// which costs as much as rounding does. With many columns a step takes long, and what half of them find is nearly as good.
-const THOROUGH: Effort = Effort { rounds: 4, steps: 4 };
-const LARGE: Effort = Effort { rounds: 2, steps: 2 };
+const THOROUGH: Effort = Effort { rounds: 4, steps: 4, exact: true };
+const LARGE: Effort = Effort { rounds: 2, steps: 2, exact: false };
 /// Columns from which on a weight is large.
 const COLUMNS: usize = 1024;
+/// Elements for each entry of a table that are enough to begin with.
+const ENOUGH: usize = 512;
+/// Columns of which elements are taken at least.
+const FEWEST: usize = 64;
 /// The relative improvement below which another round is not worth its time.
 const WORTH: f64 = 1e-3;
 
 struct Effort {
     rounds: usize,
     steps: usize,
+    /// Whether the gradient is computed anew where it is nearly known.
+    exact: bool,
 }
 
 /// Palettizes a weight of rank 2, or whose other axes have one element, so that tr((W - Q) H (W - Q)ᵀ) is small. The
@@ -91,12 +97,17 @@ fn solve(
     let per_lanes = shared.min(most) * (most / shared).max(1);
     let mut lanes: Vec<Lanes> = rows.par_chunks(per_lanes).map(lanes).collect();
     let count = rows.len().div_ceil(shared);
-    let mut tables = (0..count).map(|table| start(&lanes, table, options)).collect::<Result<Vec<Table>>>()?;
-    lanes.par_iter_mut().for_each(|lanes| lanes.round(&tables));
+    let mut tables = (0..count)
+        .map(|table| start(&lanes, table, shared * factor.size(), options))
+        .collect::<Result<Vec<Table>>>()?;
+    lanes.par_iter_mut().for_each(|lanes| {
+        lanes.round(&tables);
+        lanes.measure(&tables);
+    });
     let mut best: Vec<(f64, Vec<f32>)> = vec![(f64::INFINITY, Vec::new()); count];
     let effort = if factor.size() < COLUMNS { THOROUGH } else { LARGE };
     for round in 0..=effort.rounds {
-        let costs = sum(lanes.par_iter_mut().map(|lanes| lanes.costs(&tables)).collect());
+        let costs = sum(lanes.iter().map(Lanes::costs).collect());
         let mut worth = false;
         for (number, (best, cost)) in best.iter_mut().zip(costs).enumerate() {
             worth |= cost < best.0 * (1.0 - WORTH);
@@ -109,7 +120,7 @@ fn solve(
             break;
         }
         lanes.par_iter_mut().for_each(|lanes| lanes.descend(&tables));
-        tables = improved(&mut lanes, &tables, effort.steps, options)?;
+        tables = improved(&mut lanes, &tables, &effort, options)?;
     }
     if best.iter().any(|(_, entries)| entries.is_empty()) {
         bail!("found costs that are not numbers, expected finite moments");
@@ -131,9 +142,12 @@ impl Group {
     }
 }
 
-/// The table to begin with: k-means of the elements, each as important as its input.
-fn start(lanes: &[Lanes], table: usize, options: &PalettizeOptions) -> Result<Table> {
-    let (values, importance): (Vec<f32>, Vec<f64>) = lanes.iter().flat_map(|lanes| lanes.elements(table)).unzip();
+/// The table to begin with: k-means of its elements, or of some of many, each as important as its input.
+fn start(lanes: &[Lanes], table: usize, elements: usize, options: &PalettizeOptions) -> Result<Table> {
+    let columns = lanes.first().map_or(0, Lanes::columns);
+    let every = (elements / (ENOUGH * options.nbits.entries())).min(columns / FEWEST).max(1);
+    let elements = lanes.iter().flat_map(|lanes| lanes.elements(table, every));
+    let (values, importance): (Vec<f32>, Vec<f64>) = elements.unzip();
     let points = Points::with_importance(&values, &importance)?;
     let entries = kmeans::cluster(&points, options.nbits.entries(), options.lut)?;
     Ok(Table::new(entries.into_iter().map(|entry| entry as f32).collect()))
@@ -146,7 +160,7 @@ fn sum(parts: Vec<Vec<f64>>) -> Vec<f64> {
 /// The entries that cost least for the indices as they are, nearly: conjugate gradients on Sᵀ H S δ = Sᵀ H (W - Q)ᵀ,
 /// where S says which element has which index, preconditioned by the diagonal of H; for each table of its own. Indices
 /// are renumbered with the entries, so that these ascend.
-fn improved(lanes: &mut [Lanes], tables: &[Table], steps: usize, options: &PalettizeOptions) -> Result<Vec<Table>> {
+fn improved(lanes: &mut [Lanes], tables: &[Table], effort: &Effort, options: &PalettizeOptions) -> Result<Vec<Table>> {
     let k = options.nbits.entries();
     let masses = sum(lanes.iter().map(|lanes| lanes.masses(k)).collect());
     // An entry that no element has stays where it is.
@@ -162,12 +176,15 @@ fn improved(lanes: &mut [Lanes], tables: &[Table], steps: usize, options: &Palet
     let mut direction = scaled.clone();
     let mut change = vec![0.0; residual.len()];
     let mut lengths = dots(&residual, &scaled);
-    for _ in 0..steps.min(k) {
-        let curvature = sum(lanes.par_iter().map(|lanes| lanes.curvature(&direction, k)).collect());
+    for _ in 0..effort.steps.min(k) {
+        let products = lanes.par_iter().map(|lanes| lanes.curvature(&direction, k));
+        let (products, curvature): (Vec<_>, Vec<_>) = products.unzip();
+        let curvature = sum(curvature);
         let along = dots(&direction, &curvature);
         // A table that has arrived takes steps of length 0.
         let ratio = |(a, b): (&f64, &f64)| if *a > 0.0 && *b > 0.0 { a / b } else { 0.0 };
         let steps: Vec<f64> = lengths.iter().zip(&along).map(ratio).collect();
+        lanes.par_iter_mut().zip(&products).for_each(|(lanes, product)| lanes.move_gradient(&steps, product));
         for (i, (change, residual)) in change.iter_mut().zip(&mut residual).enumerate() {
             *change += steps[i / k] * direction[i];
             *residual -= steps[i / k] * curvature[i];
@@ -189,6 +206,11 @@ fn improved(lanes: &mut [Lanes], tables: &[Table], steps: usize, options: &Palet
         lanes.iter_mut().for_each(|lanes| lanes.renumber(number, &new));
         out.push(Table::new(order.into_iter().map(|entry| moved[entry] as f32).collect()));
     }
+    lanes.par_iter_mut().for_each(|lanes| match effort.exact {
+        true => lanes.measure(&out),
+        // What storing the entries has changed matters little to the gradient.
+        false => lanes.take_errors(&out),
+    });
     Ok(out)
 }
 
