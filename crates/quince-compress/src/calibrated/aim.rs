@@ -1,36 +1,23 @@
 //! The weight that compression aims for where what was compressed before it has changed its inputs.
 
 use super::Factor;
-use super::matrix::Panels;
+use super::matrix::{Matrix, Panels, column, turned};
 use super::rows::Rows;
-use quince_kernels::{Isa, LANES, PanelSizes, Strided, multiply_panels};
+use quince_kernels::LANES;
 use quince_tensor::{Result, Tensor, Weight, bail};
 use rayon::prelude::*;
 
 /// Rows, or inputs, that one task works on: enough that reading the other matrix costs little beside the product with it.
 const COLUMNS: usize = 4 * LANES;
 
-/// Elements from a row to the next of a matrix that is read by many rows at a time: these do not all fall into the same
-/// place of a cache.
-fn apart(columns: usize) -> usize {
-    columns.next_multiple_of(16) + 16
-}
-
 /// The sum of x dᵀ over inputs x, each with a vector d that belongs to it.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Cross {
-    /// Elements of a vector.
-    rows: usize,
-    /// Elements of an input.
-    size: usize,
-    /// A row for each element of an input.
-    sums: Vec<f32>,
-}
+pub struct Cross(Matrix);
 
 impl Cross {
     /// Of vectors of `rows` elements and inputs of `size`, none of which was seen yet.
     pub fn new(rows: usize, size: usize) -> Cross {
-        Cross { rows, size, sums: vec![0.0; apart(rows) * size] }
+        Cross(Matrix::zeros(size, rows))
     }
 
     /// Adds vectors and inputs that lie one after the other.
@@ -38,14 +25,10 @@ impl Cross {
     /// # Errors
     /// When they are not equally many, or their sums leave the range of float32.
     pub fn add(&mut self, vectors: &[f32], inputs: &[f32]) -> Result<()> {
-        let (rows, size) = (self.rows.max(1), self.size.max(1));
+        let (rows, size) = (self.0.columns.max(1), self.0.rows.max(1));
         let count = pairs(vectors, rows, inputs, size)?;
-        let (inputs, vectors) = (Panels::new(inputs, count, size), Panels::new(vectors, count, rows));
-        let stride = apart(rows);
-        self.sums.par_chunks_mut(LANES * stride).enumerate().for_each(|(panel, sums)| {
-            inputs.add_products(panel, sums.len() / stride, &vectors, rows, sums, stride);
-        });
-        match self.sums.iter().all(|sum| sum.is_finite()) {
+        self.0.add_products(&Panels::new(inputs, count, size), &Panels::new(vectors, count, rows));
+        match self.0.is_finite() {
             true => Ok(()),
             false => bail!("the moments of {count} inputs leave the range of float32"),
         }
@@ -65,22 +48,8 @@ fn pairs(vectors: &[f32], rows: usize, inputs: &[f32], size: usize) -> Result<us
     }
 }
 
-/// Rows of `n` elements as columns in panels of n rows.
-fn turned<'a>(rows: impl IntoIterator<Item = &'a [f32]>, count: usize, n: usize) -> Vec<f32> {
-    let mut panels = vec![0.0; count.div_ceil(LANES) * n * LANES];
-    for (row, values) in rows.into_iter().enumerate() {
-        let out = panels[row / LANES * n * LANES + row % LANES..].iter_mut().step_by(LANES);
-        out.zip(values).for_each(|(out, value)| *out = *value);
-    }
-    panels
-}
-
 /// A weight that inputs are multiplied with.
-pub struct Multiplier {
-    rows: usize,
-    size: usize,
-    weight: Vec<f32>,
-}
+pub struct Multiplier(Matrix);
 
 impl Multiplier {
     /// Of a weight with axes of output and input channels.
@@ -89,14 +58,14 @@ impl Multiplier {
     /// When it cannot be read, or has other axes that are longer than 1.
     pub fn new(weight: &Weight, axes: [usize; 2]) -> Result<Multiplier> {
         let matrix = Rows::of(weight, axes)?;
-        let (rows, size) = (matrix.rows, matrix.columns);
-        let mut weight = vec![0.0; rows * apart(size)];
-        for first in (0..rows).step_by(COLUMNS) {
-            let values = matrix.read(first..rows.min(first + COLUMNS))?;
-            let out = weight[first * apart(size)..].chunks_exact_mut(apart(size));
-            out.zip(values).for_each(|(out, row)| out[..size].copy_from_slice(&row));
+        let mut weight = Matrix::zeros(matrix.rows, matrix.columns);
+        let mut out = weight.rows_mut();
+        for first in (0..matrix.rows).step_by(COLUMNS) {
+            let values = matrix.read(first..matrix.rows.min(first + COLUMNS))?;
+            values.iter().zip(&mut out).for_each(|(row, out)| out.copy_from_slice(row));
         }
-        Ok(Multiplier { rows, size, weight })
+        drop(out);
+        Ok(Multiplier(weight))
     }
 
     /// Adds W x to the results, for each of the inputs x that lie one after the other.
@@ -104,18 +73,14 @@ impl Multiplier {
     /// # Errors
     /// When there are not as many results as inputs.
     pub fn add(&self, inputs: &[f32], results: &mut [f32]) -> Result<()> {
-        let (rows, size) = (self.rows.max(1), self.size.max(1));
+        let (rows, size) = (self.0.rows.max(1), self.0.columns.max(1));
         pairs(results, rows, inputs, size)?;
-        let weight = Strided { data: &self.weight, row: apart(self.size), term: 1 };
         results.par_chunks_mut(COLUMNS * rows).zip(inputs.par_chunks(COLUMNS * size)).for_each(|(results, inputs)| {
-            let columns = inputs.len() / size;
-            let inputs = turned(inputs.chunks_exact(size), columns, size);
-            let mut products = vec![0.0; columns.div_ceil(LANES) * rows * LANES];
-            let (rows, terms, panel) = (self.rows, self.size, rows * LANES);
-            let sizes = PanelSizes { rows, terms, columns, right: size * LANES, row: LANES, panel };
-            multiply_panels(Isa::detect(), sizes, 1.0, weight, &inputs, &mut products);
-            for (number, result) in results.chunks_exact_mut(rows.max(1)).enumerate() {
-                let product = products[number / LANES * panel + number % LANES..].iter().step_by(LANES);
+            let panels = turned(inputs.chunks_exact(size).map(|input| input.iter().copied()), size);
+            let mut products = vec![0.0; panels.len() / size * rows];
+            self.0.multiply(1.0, &(0..rows), &(0..size), &panels, &mut products);
+            for (number, result) in results.chunks_exact_mut(rows).enumerate() {
+                let product = column(&products, number, rows);
                 result.iter_mut().zip(product).for_each(|(result, product)| *result += product);
             }
         });
@@ -142,8 +107,8 @@ pub fn aimed(weight: &Weight, axes: [usize; 2], factor: &Factor, lost: Lost) -> 
     let matrix = Rows::new(weight, axes, factor)?;
     let (rows, n) = (matrix.rows, matrix.columns);
     let (found, expected) = match lost {
-        Lost::Inputs(inputs) => ([inputs.rows, inputs.size], [n, n]),
-        Lost::Results(results) => ([results.rows, results.size], [rows, n]),
+        Lost::Inputs(Cross(sums)) => ([sums.columns, sums.rows], [n, n]),
+        Lost::Results(Cross(sums)) => ([sums.columns, sums.rows], [rows, n]),
     };
     if found != expected {
         bail!("found sums of {} x {}, expected {} x {}", found[0], found[1], expected[0], expected[1]);
@@ -151,28 +116,14 @@ pub fn aimed(weight: &Weight, axes: [usize; 2], factor: &Factor, lost: Lost) -> 
     let solved = (0..rows.div_ceil(COLUMNS)).into_par_iter().map(|block| {
         let range = block * COLUMNS..rows.min((block + 1) * COLUMNS);
         let mut values = matrix.read(range.clone())?;
-        let columns = values.len();
         let wanted = match lost {
-            Lost::Inputs(inputs) => {
-                let weight = turned(values.iter().map(Vec::as_slice), columns, n);
+            Lost::Inputs(Cross(sums)) => {
+                let weight = turned(values.iter().map(|row| row.iter().copied()), n);
                 let mut wanted = vec![0.0; weight.len()];
-                let (right, panel) = (n * LANES, n * LANES);
-                let sizes = PanelSizes { rows: n, terms: n, columns, right, row: LANES, panel };
-                let sums = Strided { data: &inputs.sums, row: apart(n), term: 1 };
-                multiply_panels(Isa::detect(), sizes, 1.0, sums, &weight, &mut wanted);
+                sums.multiply(1.0, &(0..n), &(0..n), &weight, &mut wanted);
                 wanted
             }
-            Lost::Results(results) => {
-                let mut wanted = vec![0.0; columns.div_ceil(LANES) * n * LANES];
-                for (panel, wanted) in wanted.chunks_exact_mut(n * LANES).enumerate() {
-                    let first = range.start + panel * LANES;
-                    let lanes = LANES.min(range.end - first);
-                    for (wanted, sums) in wanted.chunks_exact_mut(LANES).zip(results.sums.chunks_exact(apart(rows))) {
-                        wanted[..lanes].copy_from_slice(&sums[first..first + lanes]);
-                    }
-                }
-                wanted
-            }
+            Lost::Results(Cross(sums)) => turned(range.map(|row| (0..n).map(move |input| sums.row(input)[row])), n),
         };
         let (order, scale) = (factor.order(), factor.scale());
         let mut sorted = vec![0.0; wanted.len()];
@@ -184,7 +135,7 @@ pub fn aimed(weight: &Weight, axes: [usize; 2], factor: &Factor, lost: Lost) -> 
         }
         factor.solve(&mut sorted);
         for (row, values) in values.iter_mut().enumerate() {
-            let change = sorted[row / LANES * n * LANES + row % LANES..].iter().step_by(LANES);
+            let change = column(&sorted, row, n);
             order.iter().zip(change).for_each(|(&column, change)| values[column as usize] += change);
         }
         Ok(values.concat())

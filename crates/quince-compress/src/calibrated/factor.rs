@@ -1,7 +1,7 @@
 //! The second moments of inputs in the form that rounding needs: sorted, damped and factored.
 
 use super::Moments;
-use super::matrix::{Square, Step, cholesky};
+use super::matrix::{Matrix, Step, cholesky};
 use quince_kernels::LANES;
 use quince_tensor::{Result, bail};
 
@@ -18,9 +18,9 @@ pub struct Factor {
     /// Which column of the weight each column is.
     order: Vec<u32>,
     /// H.
-    moments: Square,
+    moments: Matrix,
     /// L, and Lᵀ above the diagonal.
-    triangles: Square,
+    triangles: Matrix,
     /// D.
     pivots: Vec<f32>,
     /// What sums over inputs were multiplied with.
@@ -47,7 +47,7 @@ impl Factor {
         let scale = (size as f64 / trace) as f32;
         let mut damping = damping;
         loop {
-            let mut matrix = Square::zeros(size);
+            let mut matrix = Matrix::zeros(size, size);
             for (i, row) in matrix.rows_mut().enumerate() {
                 let from = order[i] as usize;
                 row.iter_mut().zip(&order).for_each(|(value, &to)| *value = scale * sum(from, to as usize));
@@ -76,7 +76,7 @@ impl Factor {
     }
 
     /// H.
-    pub(super) fn moments(&self) -> &Square {
+    pub(super) fn moments(&self) -> &Matrix {
         &self.moments
     }
 
@@ -86,7 +86,7 @@ impl Factor {
     }
 
     /// L, and Lᵀ above the diagonal.
-    pub(super) fn triangles(&self) -> &Square {
+    pub(super) fn triangles(&self) -> &Matrix {
         &self.triangles
     }
 
@@ -121,7 +121,7 @@ impl Factor {
 }
 
 /// Divides both triangles by what is on the diagonal, the squares of which are returned.
-fn normalize(triangles: &mut Square) -> Vec<f32> {
+fn normalize(triangles: &mut Matrix) -> Vec<f32> {
     let diagonal: Vec<f32> = triangles.rows_mut().enumerate().map(|(i, row)| row[i]).collect();
     for (i, row) in triangles.rows_mut().enumerate() {
         let (below, above) = row.split_at_mut(i);

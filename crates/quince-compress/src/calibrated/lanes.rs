@@ -1,7 +1,7 @@
 //! Some rows of a weight while their indices are chosen: they are the lanes of panels, in which columns follow each other.
 
 use super::Factor;
-use super::matrix::Step;
+use super::matrix::{Step, column, turned};
 use quince_kernels::{Isa, LANES, nearest};
 use std::ops::Range;
 
@@ -83,14 +83,10 @@ impl Table {
 impl<'a> Lanes<'a> {
     /// Of rows, each with its columns in the order of the weight, of which every `shared` have a table.
     pub fn new(factor: &'a Factor, rows: &[Vec<f32>], shared: usize) -> Lanes<'a> {
-        let (n, count) = (factor.size(), rows.len());
-        let mut weight = vec![0.0; count.div_ceil(LANES) * n * LANES];
-        for (row, values) in rows.iter().enumerate() {
-            let out = weight[row / LANES * n * LANES + row % LANES..].iter_mut().step_by(LANES);
-            out.zip(factor.order()).for_each(|(out, column)| *out = values[*column as usize]);
-        }
+        let sorted = rows.iter().map(|row| factor.order().iter().map(|&column| row[column as usize]));
+        let weight = turned(sorted, factor.size());
         let codes = vec![0; weight.len()];
-        let (errors, gradient, segments) = (weight.clone(), weight.clone(), Segment::all(count, shared));
+        let (errors, gradient, segments) = (weight.clone(), weight.clone(), Segment::all(rows.len(), shared));
         Lanes { factor, segments, weight, best: codes.clone(), codes, errors, gradient }
     }
 
@@ -123,8 +119,8 @@ impl<'a> Lanes<'a> {
     pub fn row_codes(&self, row: usize) -> Vec<u8> {
         let n = self.factor.size();
         let mut codes = vec![0; n];
-        let best = self.best[row / LANES * n * LANES + row % LANES..].iter().step_by(LANES);
-        self.factor.order().iter().zip(best).for_each(|(column, code)| codes[*column as usize] = *code);
+        let best = column(&self.best, row, n);
+        self.factor.order().iter().zip(best).for_each(|(column, code)| codes[*column as usize] = code);
         codes
     }
 

@@ -1,48 +1,79 @@
-//! Square matrices, their products with columns in panels, and the Cholesky factor of one.
+//! Matrices, their products with columns in panels, and the Cholesky factor of one.
 
 use quince_kernels::{Isa, LANES, PanelSizes, Strided, multiply_panels};
 use quince_tensor::{Result, bail};
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// A square matrix. Its rows lie a little apart, so that those of a tile do not all fall into the same place of a cache.
-#[derive(Clone)]
-pub(super) struct Square {
-    n: usize,
+/// A matrix. Its rows lie a little apart, so that those of a tile do not all fall into the same place of a cache.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Matrix {
+    pub rows: usize,
+    pub columns: usize,
     stride: usize,
     data: Vec<f32>,
 }
 
-impl Square {
-    /// Of n rows of zeros.
-    pub fn zeros(n: usize) -> Square {
-        let stride = n.next_multiple_of(16) + 16;
-        Square { n, stride, data: vec![0.0; n * stride] }
+impl Matrix {
+    /// Of zeros.
+    pub fn zeros(rows: usize, columns: usize) -> Matrix {
+        let stride = columns.next_multiple_of(16) + 16;
+        Matrix { rows, columns, stride, data: vec![0.0; rows * stride] }
     }
 
     /// A row.
     pub fn row(&self, i: usize) -> &[f32] {
-        &self.data[i * self.stride..][..self.n]
+        &self.data[i * self.stride..][..self.columns]
     }
 
     /// All rows.
     pub fn rows_mut(&mut self) -> impl Iterator<Item = &mut [f32]> {
-        let n = self.n;
-        self.data.chunks_exact_mut(self.stride).map(move |row| &mut row[..n])
+        let columns = self.columns;
+        self.data.chunks_exact_mut(self.stride).map(move |row| &mut row[..columns])
     }
 
-    /// What begins with an element.
-    fn from(&self, row: usize, column: usize) -> Strided<'_> {
-        Strided { data: self.data.get(row * self.stride + column..).unwrap_or_default(), row: self.stride, term: 1 }
+    /// Whether all elements are finite.
+    pub fn is_finite(&self) -> bool {
+        self.data.iter().all(|value| value.is_finite())
     }
 
-    /// Adds `scale` times some terms of some rows times columns to the same rows of `y`. Columns lie in panels of n rows.
+    /// Adds `scale` times some terms of some rows times columns to the same rows of `y`. Panels of `x` have a row for each
+    /// column of the matrix, those of `y` for each row.
     pub fn multiply(&self, scale: f32, rows: &Range<usize>, terms: &Range<usize>, x: &[f32], y: &mut [f32]) {
-        let (right, row, panel) = (self.n * LANES, LANES, self.n * LANES);
-        let (columns, a) = (x.len() / right.max(1) * LANES, self.from(rows.start, terms.start));
-        let sizes = PanelSizes { rows: rows.len(), terms: terms.len(), columns, right, row, panel };
+        let (right, panel) = (self.columns * LANES, self.rows * LANES);
+        let columns = x.len() / right.max(1) * LANES;
+        let sizes = PanelSizes { rows: rows.len(), terms: terms.len(), columns, right, row: LANES, panel };
+        let data = self.data.get(rows.start * self.stride + terms.start..).unwrap_or_default();
+        let a = Strided { data, row: self.stride, term: 1 };
         multiply_panels(Isa::detect(), sizes, scale, a, &x[terms.start * LANES..], &mut y[rows.start * LANES..]);
     }
+
+    /// Adds x dᵀ of each input x and the vector d that belongs to it; as many elements of x and d as there are rows and columns.
+    pub fn add_products(&mut self, inputs: &Panels, vectors: &Panels) {
+        let (stride, columns) = (self.stride, self.columns);
+        self.data.par_chunks_mut(LANES * stride).enumerate().for_each(|(panel, rows)| {
+            inputs.add_products(panel, rows.len() / stride, vectors, columns, rows, stride);
+        });
+    }
+}
+
+/// Columns of `n` elements in panels of n rows.
+pub(super) fn turned<I: IntoIterator<Item = f32>>(columns: impl ExactSizeIterator<Item = I>, n: usize) -> Vec<f32> {
+    let mut panels = vec![0.0; columns.len().div_ceil(LANES) * n * LANES];
+    for (number, column) in columns.enumerate() {
+        let out = panels[start_of(number, n)..].iter_mut().step_by(LANES);
+        out.zip(column).for_each(|(out, value)| *out = value);
+    }
+    panels
+}
+
+/// A column of those in panels of n rows.
+pub(super) fn column<T: Copy>(panels: &[T], number: usize, n: usize) -> impl Iterator<Item = T> {
+    panels[start_of(number, n)..].iter().step_by(LANES).take(n).copied()
+}
+
+fn start_of(column: usize, n: usize) -> usize {
+    column / LANES * n * LANES + column % LANES
 }
 
 /// A step of what goes through the rows of a triangle one by one.
@@ -121,8 +152,8 @@ const TILE: usize = 12;
 ///
 /// # Errors
 /// When the matrix is not positive definite.
-pub(super) fn cholesky(mut matrix: Square) -> Result<Square> {
-    let Square { n, stride, .. } = matrix;
+pub(super) fn cholesky(mut matrix: Matrix) -> Result<Matrix> {
+    let (n, stride) = (matrix.rows, matrix.stride);
     for first in (0..n).step_by(BLOCK) {
         let size = BLOCK.min(n - first);
         let (above, below) = matrix.data.split_at_mut((first + size) * stride);
@@ -132,11 +163,7 @@ pub(super) fn cholesky(mut matrix: Square) -> Result<Square> {
         // What all rows are multiplied with lies in what is written.
         let rows = n - first - size;
         let panel: Vec<f32> = below.chunks_exact(stride).flat_map(|row| &row[first..first + size]).copied().collect();
-        let mut turned = vec![0.0; rows.div_ceil(LANES) * size * LANES];
-        for (i, row) in panel.chunks_exact(size).enumerate() {
-            let out = &mut turned[i / LANES * size * LANES + i % LANES..];
-            row.iter().zip(out.iter_mut().step_by(LANES)).for_each(|(value, out)| *out = *value);
-        }
+        let turned = turned(panel.chunks_exact(size).map(|row| row.iter().copied()), size);
         below.par_chunks_mut(BLOCK * stride).enumerate().for_each(|(block, out)| {
             let (start, height) = (block * BLOCK, out.len() / stride);
             let left = Strided { data: &panel[start * size..], row: size, term: 1 };
@@ -221,11 +248,8 @@ mod tests {
     fn a_factor_times_its_transpose_is_the_matrix() {
         let n = 3 * BLOCK + 7;
         let x = Panels::new(&values(n * 2 * n, 3), 2 * n, n);
-        let mut matrix = Square::zeros(n);
-        let stride = matrix.stride;
-        for (panel, rows) in matrix.data.chunks_mut(LANES * stride).enumerate() {
-            x.add_products(panel, rows.len() / stride, &x, n, rows, stride);
-        }
+        let mut matrix = Matrix::zeros(n, n);
+        matrix.add_products(&x, &x);
         let factor = cholesky(matrix.clone()).unwrap();
         let largest = matrix.data.iter().fold(0f32, |m, v| m.max(v.abs()));
         for i in 0..n {
